@@ -96,6 +96,10 @@ class TrainingError(OssicleError, RuntimeError):
     """Training cannot go on (non-finite loss, empty store)."""
 
 
+class MeasurementError(OssicleError, RuntimeError):
+    """A cost figure could not be measured here; its row says why instead of a number."""
+
+
 def near_matches(name: str, known: Iterable[str]) -> str:
     """Return a phrase that lists the names closest to ``name``, or all of them if none is close."""
     names = sorted(known)
