@@ -104,7 +104,7 @@ class TeacherConfig(Section):
 
     name: str = Field("aisfx", description="a name of `ossicle doctor`'s teacher list")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto = bfloat16 where the processor has it, else float32"
+        "auto", description="auto = bfloat16 where the device multiplies it faster than float32, else float32"
     )
     device: str = Field("cpu", description="cpu, cuda or cuda:N")
     batch_size: int = Field(32, ge=1, description="windows a forward pass")
@@ -210,6 +210,7 @@ class TrainConfig(Section):
     early_stopping: int = Field(0, ge=0, description="validations without a better loss; 0 = never stop early")
     device: str = "cpu"
     threads: int = Field(1, ge=1, description="CPU threads of one run; several runs share the cores")
+    tensorboard: bool = Field(False, description="also write TensorBoard event files (extra: tensorboard)")
 
 
 class ExportConfig(Section):
@@ -221,6 +222,9 @@ class ExportConfig(Section):
     calibration: Literal["minmax", "percentile", "entropy"] = "minmax"
     per_channel: bool = True
     int8_ops: Literal["all", "conv_matmul"] = "all"
+    int8_min_cosine: float = Field(
+        0.99, ge=-1, le=1, description="centred cosine to float32 below which layers are left in float"
+    )
     parity_atol: float = Field(1e-4, gt=0, description="of the largest output; torch against ONNX Runtime")
 
 

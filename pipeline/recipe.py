@@ -13,7 +13,10 @@ from pydantic import BaseModel, ValidationError
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError, near_matches
 
-SHIPPED = Path(__file__).resolve().parent.parent / "stages" / "recipes"
+_TOP = Path(__file__).resolve().parent.parent
+SHIPPED = _TOP / "stages" / "recipes"
+# In a wheel the data manifests travel inside the stages package; in a checkout they are at the top.
+DATA_MANIFESTS = _TOP / "data_manifests" if (_TOP / "data_manifests").is_dir() else _TOP / "stages" / "data_manifests"
 
 
 @dataclass(frozen=True)

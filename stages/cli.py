@@ -1,0 +1,197 @@
+"""The ``ossicle`` command. Thin: it parses, calls one stage, and prints errors as a few lines.
+
+Stages are imported when called, so that ``--help`` costs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="ossicle",
+    help="Distil heavy audio models into networks small enough for a hearing device.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+store_app = typer.Typer(help="Look into a store, check it, re-run its teacher.", no_args_is_help=True)
+app.add_typer(store_app, name="store")
+
+RecipeArgument = Annotated[str, typer.Argument(help="a recipe file, or the name of a shipped one", metavar="RECIPE")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change one key, e.g. student.name=micronet_m0")
+]
+OnlyOption = Annotated[
+    list[str] | None, typer.Option("--only", metavar="RUN", help="only these runs of the recipe (may repeat)")
+]
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def _call(stage: str, recipe: str, overrides: list[str] | None, **options: Any) -> Path:
+    from pipeline import recipe as recipes
+
+    loaded = recipes.load(recipe, overrides or ())
+    module = importlib.import_module(f"stages.{stage}")
+    folder: Path = module.run(loaded, console=_console(), **options)
+    return folder
+
+
+@app.command()
+def fetch(recipe: RecipeArgument = "demo", set_: SetOption = None) -> None:
+    """Fetch the recipe's audio packages and the teacher's weights."""
+    _call("fetch", recipe, set_)
+
+
+@app.command()
+def manifest(recipe: RecipeArgument = "demo", set_: SetOption = None) -> None:
+    """List the clips: decoded once, deduplicated by content, labelled, split without leakage."""
+    typer.echo(_call("manifest", recipe, set_))
+
+
+@app.command()
+def embed(recipe: RecipeArgument = "demo", set_: SetOption = None) -> None:
+    """Stage 1: run the teacher once and write the store of embeddings and spectrograms."""
+    typer.echo(_call("embed", recipe, set_))
+
+
+@app.command()
+def distill(recipe: RecipeArgument = "demo", set_: SetOption = None, only: OnlyOption = None) -> None:
+    """Stage 2: train the recipe's runs from the store alone."""
+    typer.echo(_call("distill", recipe, set_, only=tuple(only or ())))
+
+
+@app.command()
+def export(recipe: RecipeArgument = "demo", set_: SetOption = None, only: OnlyOption = None) -> None:
+    """Write ONNX and int8 files of the trained students, checked against torch."""
+    typer.echo(_call("export", recipe, set_, only=tuple(only or ())))
+
+
+@app.command()
+def evaluate(
+    recipe: RecipeArgument = "demo",
+    set_: SetOption = None,
+    model: Annotated[
+        str | None, typer.Option(help="a run folder, an ONNX file, or teacher:NAME, instead of the recipe's runs")
+    ] = None,
+    manifest_: Annotated[
+        Path | None, typer.Option("--manifest", help="CSV or Parquet of your own clips, instead of the recipe's tasks")
+    ] = None,
+    label: Annotated[str, typer.Option(help="its label column")] = "label",
+    group: Annotated[str | None, typer.Option(help="its column of groups that folds must not split")] = None,
+) -> None:
+    """Score frozen embeddings with k-NN and linear probes, teacher and floors beside them."""
+    typer.echo(_call("evaluate", recipe, set_, model=model, manifest=manifest_, label=label, group=group))
+
+
+@app.command()
+def benchmark(
+    recipe: RecipeArgument = "demo",
+    set_: SetOption = None,
+    host: Annotated[str | None, typer.Option(help="user@board to time on, by ssh")] = None,
+) -> None:
+    """Count parameters, MACs and executed ARM instructions; time on x86, or on a board."""
+    typer.echo(_call("benchmark", recipe, set_, host=host))
+
+
+@app.command()
+def report(recipe: RecipeArgument = "demo", set_: SetOption = None) -> None:
+    """Write one self-contained HTML page of everything measured."""
+    typer.echo(_call("report", recipe, set_))
+
+
+@app.command()
+def demo(recipe: RecipeArgument = "demo", set_: SetOption = None) -> None:
+    """Every stage in order; finished artifacts are reused."""
+    for stage in ("fetch", "manifest", "embed", "distill", "export", "evaluate", "benchmark", "report"):
+        folder = _call(stage, recipe, set_)
+    typer.echo(folder / "report.html")
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has and what each stage would do about it."""
+    importlib.import_module("stages.doctor").run(console=_console())
+
+
+@app.command(name="recipe")
+def show_recipe(
+    recipe: RecipeArgument = "demo",
+    set_: SetOption = None,
+    keys: Annotated[bool, typer.Option("--keys", help="list every key, its default and meaning instead")] = False,
+) -> None:
+    """Print a recipe as the stages see it, defaults filled in."""
+    module = importlib.import_module("stages.recipe_reference")
+    typer.echo(module.keys() if keys else module.resolved(recipe, set_ or ()))
+
+
+@store_app.command()
+def inspect(recipe: RecipeArgument = "demo", set_: SetOption = None) -> None:
+    """Print what a store holds: rows, arrays, digests, rejects."""
+    _store("inspect", recipe, set_)
+
+
+@store_app.command()
+def verify(recipe: RecipeArgument = "demo", set_: SetOption = None) -> None:
+    """Check every checksum, digest and row; exit 1 if anything is wrong."""
+    _store("verify", recipe, set_)
+
+
+@store_app.command()
+def audit(
+    recipe: RecipeArgument = "demo",
+    set_: SetOption = None,
+    sample: Annotated[int, typer.Option(help="rows to embed again")] = 32,
+) -> None:
+    """Re-run the teacher on a sample of rows and report the agreement."""
+    _store("audit", recipe, set_, sample=sample)
+
+
+def _store(action: str, reference: str, overrides: list[str] | None, **options: Any) -> None:
+    """Run a store command on a recipe's store, or on a store's folder."""
+    from pipeline import recipe as recipes
+
+    module = importlib.import_module("stages.store")
+    call: Callable[..., bool] = getattr(module, action)
+    if Path(reference).is_dir():
+        healthy = call(Path(reference), console=_console(), **options)
+    else:
+        loaded = recipes.load(reference, overrides or ())
+        from stages import locations
+
+        healthy = call(locations.store_folder(loaded), console=_console(), recipe=loaded, **options)
+    if not healthy:
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Run the command; errors that a user can mend are a few lines on stderr and exit status 1."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        app()
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on where it stopped", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        from pipeline.errors import OssicleError
+
+        if not isinstance(error, OssicleError):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
