@@ -1,0 +1,156 @@
+"""What ONNX Runtime really executes: its optimised graph, node by node, with shapes and types as profiled."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from pipeline.errors import MeasurementError
+
+_BYTES = {
+    "float": 4, "float16": 2, "bfloat16": 2, "double": 8, "int8": 1, "uint8": 1, "bool": 1,
+    "int16": 2, "uint16": 2, "int32": 4, "uint32": 4, "int64": 8, "uint64": 8,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor of a profiled node: ``dtype`` as ONNX Runtime calls it, and its shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the elements.
+
+        Raises:
+            MeasurementError: a type whose size is not known here (strings, 4-bit).
+        """
+        if self.dtype not in _BYTES:
+            raise MeasurementError(
+                "a tensor has a type whose size is not known", expected=sorted(_BYTES), got=self.dtype
+            )
+        return self.elements * _BYTES[self.dtype]
+
+
+@dataclass(frozen=True)
+class ExecutedNode:
+    """One node of the optimised graph in the order it ran.
+
+    Attributes:
+        op: operator type, e.g. ``FusedConv`` or ``QLinearConv``.
+        inputs, outputs: tensor names of the optimised graph.
+        attributes: the node's attributes.
+        input_info: inputs that held data at run time, constants that were packed away left out.
+        output_info: outputs, in order.
+        constants: shapes of the constant inputs, by name.
+    """
+
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: dict[str, Any]
+    input_info: tuple[TensorInfo, ...]
+    output_info: tuple[TensorInfo, ...]
+    constants: dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class ExecutedGraph:
+    """The nodes that ran, and the names and sizes of the graph's own inputs and outputs."""
+
+    nodes: tuple[ExecutedNode, ...]
+    inputs: dict[str, TensorInfo]
+    outputs: tuple[str, ...]
+
+
+def executed_graph(model: Path, value: np.ndarray, *, int8_everywhere: bool = True) -> ExecutedGraph:
+    """Run ``model`` once on ``value`` and return what ran.
+
+    Args:
+        model: an ONNX file with one input.
+        value: its input.
+        int8_everywhere: run signed 8-bit nodes in int8 on x86 as ARM does; False = as x86 does by itself.
+
+    The graph is optimised at ONNX Runtime's "extended" level: fusions are done, but layouts stay as exported, so
+    that shapes can be read. Nodes are then named one by one and run as they are.
+    """
+    with tempfile.TemporaryDirectory(prefix="ossicle-profile-") as scratch:
+        optimised = Path(scratch) / "optimised.onnx"
+        options = _options(onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED, int8_everywhere)
+        options.optimized_model_filepath = str(optimised)
+        onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        graph = onnx.load(str(optimised))
+        for index, node in enumerate(graph.graph.node):
+            node.name = f"node{index}"
+        onnx.save(graph, str(optimised))
+        events = _profile(optimised, value, int8_everywhere, Path(scratch))
+    constants = {tensor.name: tuple(tensor.dims) for tensor in graph.graph.initializer}
+    by_name = {node.name: node for node in graph.graph.node}
+    nodes = tuple(
+        _node(by_name[event["name"].removesuffix("_kernel_time")], event["args"], constants)
+        for event in events
+    )
+    dtype = {np.dtype("float32"): "float"}.get(value.dtype, value.dtype.name)
+    own = [entry.name for entry in graph.graph.input if entry.name not in constants]
+    return ExecutedGraph(
+        nodes,
+        {own[0]: TensorInfo(dtype, tuple(value.shape))},
+        tuple(entry.name for entry in graph.graph.output),
+    )
+
+
+def _options(level: Any, int8_everywhere: bool) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = level
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    if int8_everywhere:
+        options.add_session_config_entry("session.qdqisint8allowed", "1")
+    return options
+
+
+def _profile(model: Path, value: np.ndarray, int8_everywhere: bool, folder: Path) -> list[dict[str, Any]]:
+    options = _options(onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL, int8_everywhere)
+    options.enable_profiling = True
+    options.profile_file_prefix = str(folder / "profile")
+    session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    session.run(None, {session.get_inputs()[0].name: value})
+    written = Path(session.end_profiling())
+    events = json.loads(written.read_text(encoding="utf-8"))
+    ran = [e for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")]
+    if not ran:
+        raise MeasurementError(
+            f"ONNX Runtime's profile of {model.name} holds no node", got=f"{len(events)} events"
+        )
+    return ran
+
+
+def _node(node: Any, arguments: dict[str, Any], constants: dict[str, tuple[int, ...]]) -> ExecutedNode:
+    return ExecutedNode(
+        op=node.op_type,
+        inputs=tuple(node.input),
+        outputs=tuple(name for name in node.output if name),
+        attributes={a.name: onnx.helper.get_attribute_value(a) for a in node.attribute},
+        input_info=_infos(arguments["input_type_shape"]),
+        output_info=_infos(arguments["output_type_shape"]),
+        constants={name: constants[name] for name in node.input if name in constants},
+    )
+
+
+def _infos(entries: list[dict[str, list[int]]]) -> tuple[TensorInfo, ...]:
+    return tuple(TensorInfo(dtype, tuple(shape)) for entry in entries for dtype, shape in entry.items())
