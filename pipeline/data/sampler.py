@@ -49,11 +49,13 @@ class Block:
 
     def shards(self) -> numpy.ndarray:
         """Return the shard of each row, in leaving order."""
-        return numpy.repeat([p.shard for p in self.parts], [p.rows for p in self.parts])[self.order]
+        stored: numpy.ndarray = numpy.repeat([p.shard for p in self.parts], [p.rows for p in self.parts])
+        return stored.take(self.order)
 
     def rows(self) -> numpy.ndarray:
         """Return each row's index within its shard, in leaving order."""
-        return numpy.concatenate([numpy.arange(p.start, p.stop) for p in self.parts])[self.order]
+        stored: numpy.ndarray = numpy.concatenate([numpy.arange(p.start, p.stop) for p in self.parts])
+        return stored.take(self.order)
 
 
 @dataclass(frozen=True)

@@ -145,7 +145,8 @@ class StoreReader:
     ) -> dict[str, numpy.ndarray]:
         """Return all rows of ``shard``.
 
-        The spectrogram is float16 (rows, mels, frames), the embedding as stored (rows, dim); missing rows are NaN.
+        The spectrogram is float16 (rows, mels, frames), the embedding (rows, dim) as stored. Missing rows
+        are NaN.
 
         Args:
             shard: its index.
