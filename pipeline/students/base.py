@@ -1,0 +1,28 @@
+"""What every student has in common: one channel of log-mel in, one embedding a clip out."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+class Student(nn.Module):
+    """A backbone that turns log-mel ``(batch, 1, mels, frames)`` into a float32 ``(batch, embedding_dim)``.
+
+    Args:
+        pooled_dim: width of the pooled features, the network's own embedding.
+        embedding_dim: width wanted; where it differs from ``pooled_dim`` a linear layer with bias
+            follows the pooling (entries ``embedding.weight``, ``embedding.bias``). None: the network's own.
+    """
+
+    def __init__(self, pooled_dim: int, embedding_dim: int | None = None) -> None:
+        super().__init__()
+        self.pooled_dim = pooled_dim
+        self.embedding_dim = pooled_dim if embedding_dim is None else embedding_dim
+        self.embedding: nn.Module = nn.Identity()
+        if self.embedding_dim != pooled_dim:
+            self.embedding = nn.Linear(pooled_dim, self.embedding_dim)
+
+
+def round_channels(channels: float, divisor: int) -> int:
+    """Return the multiple of ``divisor`` nearest to ``channels`` (halves upwards, at least ``divisor``)."""
+    return max(divisor, int(channels / divisor + 0.5) * divisor)

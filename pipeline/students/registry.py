@@ -1,0 +1,40 @@
+"""Students by name. Listing the names imports no torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipeline.registry import Registry
+
+if TYPE_CHECKING:
+    from pipeline.config import StudentConfig
+    from pipeline.students.base import Student
+
+students: Registry[Student] = Registry(
+    "student",
+    {
+        "cnn4": "pipeline.students.cnn4:build_cnn4",
+        "cnn4_wide": "pipeline.students.cnn4:build_cnn4_wide",
+        "micronet_m0": "pipeline.students.micronet:build_m0",
+        "micronet_m1": "pipeline.students.micronet:build_m1",
+        "micronet_m2": "pipeline.students.micronet:build_m2",
+        "micronet_m3": "pipeline.students.micronet:build_m3",
+        "mobilevitv2_050": "pipeline.students.mobilevitv2:build_050",
+        "mobilevitv2_075": "pipeline.students.mobilevitv2:build_075",
+        "mobilevitv2_100": "pipeline.students.mobilevitv2:build_100",
+    },
+)
+
+
+def build_student(config: StudentConfig, mels: int) -> Student:
+    """Return the student that ``config`` names, at random initialisation from torch's global generator.
+
+    Args:
+        config: the recipe's ``student`` section; every builder reads the keys that concern its family.
+        mels: mel bands of the log-mel it will hear.
+
+    Raises:
+        UnknownNameError: no student has that name (near matches are listed).
+        ConfigError: the family cannot take so few mel bands.
+    """
+    return students.build(config.name, config, mels)
