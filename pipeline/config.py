@@ -53,7 +53,9 @@ class FetchConfig(Section):
 class ManifestConfig(Section):
     """Which clips are used, how they are split."""
 
-    validation_share: float = Field(0.1, ge=0, lt=1, description="share of source groups held out of training")
+    validation_share: float = Field(
+        0.1, ge=0, lt=1, description="share of source groups held out of training"
+    )
     seed: int = Field(0, description="seed of the split and of the caps' draw")
     min_seconds: float = Field(0.05, gt=0, description="shorter clips are rejected")
     max_windows_per_clip: int = Field(50, ge=1, description="windows drawn from one long clip at most")
@@ -65,7 +67,7 @@ class LogMelConfig(Section):
     """The students' log-mel frontend: every constant. Its digest names the spectrogram array."""
 
     sample_rate_hz: int = Field(16_000, gt=0)
-    n_fft: int = Field(512, gt=1, description="FFT length in samples")
+    n_fft: int = Field(512, gt=1, multiple_of=2, description="FFT length in samples, even")
     window_length: int = Field(512, gt=1, description="analysis window in samples (at most n_fft)")
     hop_length: int = Field(320, gt=0, description="hop in samples")
     window: Literal["hann_periodic", "hann_symmetric"] = "hann_periodic"
@@ -113,7 +115,9 @@ class TeacherConfig(Section):
 class ViewsConfig(Section):
     """Extra views embedded beside the clean windows. All are drawn from ``seed`` and heard by the teacher."""
 
-    mixes: int = Field(0, ge=0, description="windows that mix one to three clean ones at drawn SNR, gain and EQ")
+    mixes: int = Field(
+        0, ge=0, description="windows that mix one to three clean ones at drawn SNR, gain and EQ"
+    )
     textures: int = Field(0, ge=0, description="procedural textures (wind, rain, engines, knocks, calls)")
     seed: int = Field(0)
     snr_db: tuple[float, float] = Field((-12.0, 6.0), description="level of the added clips")
@@ -149,7 +153,9 @@ class StudentConfig(Section):
 
     name: str = Field("cnn4", description="cnn4, micronet_m0..m3, mobilevitv2_050/_075/_100")
     width: float = Field(1.0, gt=0, description="channel multiplier")
-    embedding_dim: int | None = Field(None, gt=0, description="width of the embedding; default the network's own")
+    embedding_dim: int | None = Field(
+        None, gt=0, description="width of the embedding; default the network's own"
+    )
     odd_size: Literal["pad", "resize"] = Field(
         "pad", description="MobileViT at odd maps: exportable symbolic pad, or the published bilinear resize"
     )
@@ -169,7 +175,9 @@ class LossConfig(Section):
     distance: float = Field(0.0, ge=0, description="distance-wise: RKD-D, Park et al., CVPR 2019")
     angle: float = Field(0.0, ge=0, description="angle-wise: RKD-A, Park et al., CVPR 2019")
     cosine: float = Field(0.0, ge=0, description="cosine-wise: the two cosine-similarity matrices")
-    feature: float = Field(1.0, ge=0, description="feature-wise: projected embedding against its target, row by row")
+    feature: float = Field(
+        1.0, ge=0, description="feature-wise: projected embedding against its target, row by row"
+    )
     cosine_kind: Literal["mse", "smooth_l1", "l1"] = "mse"
     feature_kind: Literal["cosine", "mse", "l1", "smooth_l1"] = "cosine"
     relational_on: Literal["embedding", "projection"] = Field(
@@ -203,11 +211,15 @@ class TrainConfig(Section):
     ema_decay: float = Field(0.0, ge=0, lt=1, description="0 = no moving average of the weights")
     freq_mask_rows: int = Field(7, ge=0, description="SpecAugment: one band of up to this many mel rows")
     time_mask_frames: int = Field(14, ge=0, description="SpecAugment: one span of up to this many frames")
-    roll_frames: int = Field(20, ge=0, description="batch rolled in time by up to this many frames either way")
+    roll_frames: int = Field(
+        20, ge=0, description="batch rolled in time by up to this many frames either way"
+    )
     seed: int = 0
     shuffle_rows: int = Field(8_192, ge=1, description="rows held by the shuffle buffer")
     validate_every: int = Field(500, ge=1, description="steps between validations and checkpoints")
-    early_stopping: int = Field(0, ge=0, description="validations without a better loss; 0 = never stop early")
+    early_stopping: int = Field(
+        0, ge=0, description="validations without a better loss; 0 = never stop early"
+    )
     device: str = "cpu"
     threads: int = Field(1, ge=1, description="CPU threads of one run; several runs share the cores")
     tensorboard: bool = Field(False, description="also write TensorBoard event files (extra: tensorboard)")
@@ -253,7 +265,9 @@ class BenchmarkConfig(Section):
 class RunConfig(Section):
     """One run of a recipe: what it changes, and how many seeds."""
 
-    set: dict[str, Any] = Field({}, description='dotted keys changed for this run: {"student.name" = "micronet_m0"}')
+    set: dict[str, Any] = Field(
+        {}, description='dotted keys changed for this run: {"student.name" = "micronet_m0"}'
+    )
     seeds: tuple[int, ...] = (0,)
 
 

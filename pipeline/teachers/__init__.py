@@ -1,0 +1,1 @@
+"""Heavy models that are run once, in stage 1."""
