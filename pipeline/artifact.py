@@ -107,7 +107,17 @@ def read(folder: Path, *, run: str | None = None) -> Artifact:
 def provenance_base() -> dict[str, Any]:
     """Return what made this process's artifacts, without the time."""
     packages = {}
-    for name in ("torch", "numpy", "zarr", "zarrs", "onnx", "onnxruntime", "soundfile", "soxr", "scikit-learn"):
+    for name in (
+        "torch",
+        "numpy",
+        "zarr",
+        "zarrs",
+        "onnx",
+        "onnxruntime",
+        "soundfile",
+        "soxr",
+        "scikit-learn",
+    ):
         try:
             packages[name] = version(name)
         except PackageNotFoundError:

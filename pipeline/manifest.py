@@ -85,7 +85,9 @@ def validate(frame: pd.DataFrame, roots: dict[str, Path]) -> None:
     """Raise ManifestError unless ``frame`` is a manifest that no rule of the project refuses."""
     missing = [c for c in COLUMNS if c not in frame.columns]
     if missing:
-        raise ManifestError("manifest lacks columns", expected=", ".join(COLUMNS), got=f"no {', '.join(missing)}")
+        raise ManifestError(
+            "manifest lacks columns", expected=", ".join(COLUMNS), got=f"no {', '.join(missing)}"
+        )
     if frame.empty:
         raise ManifestError("the manifest holds no clip", run="look at rejects.parquet beside it")
     repeated = frame["clip_id"][frame["clip_id"].duplicated()]
@@ -110,7 +112,9 @@ def refuse_leakage(frame: pd.DataFrame) -> None:
     leaking = splits[splits > 1]
     if len(leaking):
         raise ManifestError(
-            f"{len(leaking)} groups are on both sides of the split", got=str(leaking.index[0]), run="make manifest"
+            f"{len(leaking)} groups are on both sides of the split",
+            got=str(leaking.index[0]),
+            run="make manifest",
         )
 
 

@@ -16,7 +16,9 @@ from pipeline.errors import ConfigError, near_matches
 _TOP = Path(__file__).resolve().parent.parent
 SHIPPED = _TOP / "stages" / "recipes"
 # In a wheel the data manifests travel inside the stages package; in a checkout they are at the top.
-DATA_MANIFESTS = _TOP / "data_manifests" if (_TOP / "data_manifests").is_dir() else _TOP / "stages" / "data_manifests"
+DATA_MANIFESTS = (
+    _TOP / "data_manifests" if (_TOP / "data_manifests").is_dir() else _TOP / "stages" / "data_manifests"
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,9 @@ def find(reference: str | Path) -> Path:
         if candidate.is_file():
             return candidate
     shipped = [p.stem for p in SHIPPED.glob("*.toml")]
-    raise ConfigError(f"no recipe {str(reference)!r}", expected=near_matches(path.stem, shipped), got=str(reference))
+    raise ConfigError(
+        f"no recipe {str(reference)!r}", expected=near_matches(path.stem, shipped), got=str(reference)
+    )
 
 
 def load(reference: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -120,14 +124,17 @@ def _validate(table: dict[str, Any], where: str) -> Recipe:
             if detail["type"] == "extra_forbidden":
                 message = f"unknown key; {near_matches(str(detail['loc'][-1]), _keys(detail['loc'][:-1]))}"
             lines.append(f"{key or 'recipe'}: {message}")
-        raise ConfigError(f"{where}: " + "; ".join(lines), run="ossicle recipe --keys lists every key") from error
+        raise ConfigError(
+            f"{where}: " + "; ".join(lines), run="ossicle recipe --keys lists every key"
+        ) from error
 
 
 def _keys(location: tuple[int | str, ...]) -> list[str]:
-    model: Any = Recipe
+    model: type[BaseModel] = Recipe
     for part in location:
-        field = model.model_fields.get(str(part)) if isinstance(model, type) else None
-        model = field.annotation if field is not None else None
-        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+        field = model.model_fields.get(str(part))
+        kind = field.annotation if field is not None else None
+        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
             return []
+        model = kind
     return list(model.model_fields)

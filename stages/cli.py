@@ -25,9 +25,12 @@ app = typer.Typer(
 store_app = typer.Typer(help="Look into a store, check it, re-run its teacher.", no_args_is_help=True)
 app.add_typer(store_app, name="store")
 
-RecipeArgument = Annotated[str, typer.Argument(help="a recipe file, or the name of a shipped one", metavar="RECIPE")]
+RecipeArgument = Annotated[
+    str, typer.Argument(help="a recipe file, or the name of a shipped one", metavar="RECIPE")
+]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change one key, e.g. student.name=micronet_m0")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="change one key, e.g. student.name=micronet_m0"),
 ]
 OnlyOption = Annotated[
     list[str] | None, typer.Option("--only", metavar="RUN", help="only these runs of the recipe (may repeat)")
@@ -84,10 +87,12 @@ def evaluate(
     recipe: RecipeArgument = "demo",
     set_: SetOption = None,
     model: Annotated[
-        str | None, typer.Option(help="a run folder, an ONNX file, or teacher:NAME, instead of the recipe's runs")
+        str | None,
+        typer.Option(help="a run folder, an ONNX file, or teacher:NAME, instead of the recipe's runs"),
     ] = None,
     manifest_: Annotated[
-        Path | None, typer.Option("--manifest", help="CSV or Parquet of your own clips, instead of the recipe's tasks")
+        Path | None,
+        typer.Option("--manifest", help="CSV or Parquet of your own clips, instead of the recipe's tasks"),
     ] = None,
     label: Annotated[str, typer.Option(help="its label column")] = "label",
     group: Annotated[str | None, typer.Option(help="its column of groups that folds must not split")] = None,
@@ -130,7 +135,9 @@ def doctor() -> None:
 def show_recipe(
     recipe: RecipeArgument = "demo",
     set_: SetOption = None,
-    keys: Annotated[bool, typer.Option("--keys", help="list every key, its default and meaning instead")] = False,
+    keys: Annotated[
+        bool, typer.Option("--keys", help="list every key, its default and meaning instead")
+    ] = False,
 ) -> None:
     """Print a recipe as the stages see it, defaults filled in."""
     module = importlib.import_module("stages.recipe_reference")

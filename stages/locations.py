@@ -55,7 +55,9 @@ def store_folder(recipe: Recipe) -> Path:
 def run_config(run: Run) -> dict[str, Any]:
     """Return what a run's weights depend on, its inputs apart."""
     recipe = run.recipe
-    sections = {name: getattr(recipe, name).model_dump(mode="json") for name in ("student", "targets", "loss")}
+    sections = {
+        name: getattr(recipe, name).model_dump(mode="json") for name in ("student", "targets", "loss")
+    }
     return {**sections, "train": recipe.train.model_dump(mode="json", exclude=_INCIDENTAL), "code": 1}
 
 
@@ -82,7 +84,9 @@ def teacher_digest(meta: schema.StoreMeta, recipe: Recipe) -> str:
     name = recipe.embed.teacher.name
     found = [spec.digest for spec in meta.arrays if spec.kind == "embedding" and spec.name == name]
     if not found:
-        raise MissingArtifactError(f"the store holds no embedding of {name}", run=f"make embed RECIPE={recipe.name}")
+        raise MissingArtifactError(
+            f"the store holds no embedding of {name}", run=f"make embed RECIPE={recipe.name}"
+        )
     if len(found) > 1:
         raise DigestMismatchError(
             f"the store holds {len(found)} embeddings of {name}",
@@ -128,5 +132,3 @@ def benchmark_folder(recipe: Recipe) -> Path:
 def report_folder(recipe: Recipe) -> Path:
     """Return the folder of the recipe's report."""
     return root(recipe) / "report" / recipe.name
-
-

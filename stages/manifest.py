@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -57,14 +58,16 @@ def run(recipe: Recipe, *, console: Console) -> Path:
     absolute = {key: str(root.resolve()) for key, root in roots.items()}
     artifact.write_bytes(folder / "roots.json", (json.dumps(absolute, indent=2) + "\n").encode())
     hours = float(found.clips["duration_seconds"].sum()) / 3600
-    summary = {
+    summary: dict[str, Any] = {
         "content": content_digest(found.clips),
         "clips": len(found.clips),
         "hours": round(hours, 3),
         "rejects": {str(k): int(v) for k, v in found.rejects["reason"].value_counts().sort_index().items()},
         "datasets": {str(k): int(v) for k, v in found.clips["dataset"].value_counts().sort_index().items()},
     }
-    artifact.finish(folder, kind="manifest", config=locations.manifest_config(recipe), inputs=inputs, summary=summary)
+    artifact.finish(
+        folder, kind="manifest", config=locations.manifest_config(recipe), inputs=inputs, summary=summary
+    )
     rejected = ", ".join(f"{count} {reason}" for reason, count in summary["rejects"].items()) or "none"
     console.print(f"manifest: {len(found.clips)} clips, {hours:.2f} h; rejected: {rejected}; in {folder}")
     return folder
@@ -74,7 +77,9 @@ def _candidates(recipe: Recipe) -> tuple[dict[str, Path], list[sources.Candidate
     own = recipe.fetch.audio_folder
     if own is not None:
         if not own.is_dir():
-            raise ManifestError("fetch.audio_folder is no folder", expected="a folder of sound files", got=own)
+            raise ManifestError(
+                "fetch.audio_folder is no folder", expected="a folder of sound files", got=own
+            )
         return {"folder": own}, list(sources.folder_candidates("folder", own))
     cache = recipe.paths.cache or packages.default_cache()
     known = sources.read_sources(DATA_MANIFESTS)
@@ -83,10 +88,14 @@ def _candidates(recipe: Recipe) -> tuple[dict[str, Path], list[sources.Candidate
     for name in [*recipe.fetch.packages, *recipe.fetch.wheels]:
         folder = (packages.wheel_folder if "==" in name else packages.deb_folder)(cache, name)
         if not packages.is_complete(folder):
-            raise MissingArtifactError(f"{name} is not fetched", expected=folder, run=f"make fetch RECIPE={recipe.name}")
+            raise MissingArtifactError(
+                f"{name} is not fetched", expected=folder, run=f"make fetch RECIPE={recipe.name}"
+            )
         mine = [source for source in known if source.package == name]
         if not mine:
-            raise ManifestError(f"{name} is in no row of sources.csv", run=f"add one to {DATA_MANIFESTS / 'sources.csv'}")
+            raise ManifestError(
+                f"{name} is in no row of sources.csv", run=f"add one to {DATA_MANIFESTS / 'sources.csv'}"
+            )
         roots[name] = folder
         candidates += sources.package_candidates(name, folder, mine)
     return roots, candidates
@@ -96,7 +105,12 @@ def _listing(roots: dict[str, Path], candidates: list[sources.Candidate]) -> str
     """Return a digest of names and sizes, and of times too in a user's folder: files there may be edited."""
     rows = []
     for candidate in candidates:
-        row: list[object] = [candidate.root, os.fsencode(candidate.path).hex(), candidate.dataset, candidate.group]
+        row: list[object] = [
+            candidate.root,
+            os.fsencode(candidate.path).hex(),
+            candidate.dataset,
+            candidate.group,
+        ]
         row += [candidate.label, candidate.kind, candidate.licence, candidate.credit]
         try:
             status = (roots[candidate.root] / candidate.path).lstat()

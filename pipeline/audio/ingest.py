@@ -79,17 +79,20 @@ def _look(batch: list[Candidate], roots: dict[str, Path], min_seconds: float) ->
     for candidate in batch:
         row: dict[str, Any] = asdict(candidate)
         try:
-            clip = decode.summarise(roots[candidate.root] / candidate.path)
-            if clip.frames < min_seconds * clip.sample_rate_hz:
-                seconds = clip.frames / clip.sample_rate_hz
-                raise AudioError("too_short", f"{seconds:.4f} s is shorter than {min_seconds:g} s")
+            found = decode.inspect(roots[candidate.root] / candidate.path, min_seconds)
         except AudioError as error:
-            row.update(reason=error.reason, problem=error.problem)
+            problem = error.problem if error.got is None else f"{error.problem} ({error.got})"
+            row.update(reason=error.reason, problem=problem)
         else:
             row.update(
-                clip_id=clip.digest[:16], sample_rate_hz=clip.sample_rate_hz, channels=clip.channels,
-                frames=clip.frames, duration_seconds=clip.frames / clip.sample_rate_hz, reason="", problem="",
-            )  # fmt: skip
+                clip_id=found.digest[:16],
+                sample_rate_hz=found.info.sample_rate_hz,
+                channels=found.info.channels,
+                frames=found.info.frames,
+                duration_seconds=found.info.duration_seconds,
+                reason="",
+                problem="",
+            )
         rows.append(row)
     return rows
 
@@ -99,11 +102,10 @@ def _tables(rows: list[dict[str, Any]], validation_share: float, seed: int) -> I
     rejects = []
     for row in rows:
         # A name that is not UTF-8 reaches us as surrogates, which Parquet refuses; it is kept readable instead.
-        row["path_bytes"], row["path"] = row["path"], row["path"].encode("utf-8", "surrogateescape").decode(
-            "utf-8", "backslashreplace"
-        )
-        if not row["reason"] and row["path"] != row["path_bytes"]:
+        readable = decode.displayed(row["path"])
+        if not row["reason"] and row["path"] != readable:
             row.update(reason="name_not_utf8", problem="the file's name is not UTF-8: rename it")
+        row["path"] = readable
         if not row["reason"] and row["clip_id"] in clips:
             twin = clips[row["clip_id"]]["path"]
             row.update(reason="duplicate", problem=f"the same sound as {twin}")

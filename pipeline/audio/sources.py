@@ -55,7 +55,9 @@ def read_sources(folder: Path) -> list[Source]:
     rules: dict[str, list[tuple[re.Pattern[str], str]]] = {}
     with (folder / "labels.csv").open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            rules.setdefault(row["dataset"], []).append((_pattern(row["pattern"], "labels.csv"), row["label"]))
+            rules.setdefault(row["dataset"], []).append(
+                (_pattern(row["pattern"], "labels.csv"), row["label"])
+            )
     sources = []
     with (folder / "sources.csv").open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
@@ -64,9 +66,16 @@ def read_sources(folder: Path) -> list[Source]:
             group = _pattern(row["group"], "sources.csv") if row["group"] else None
             sources.append(
                 Source(
-                    row["dataset"], row["channel"], row["package"], row["kind"], _pattern(row["include"], "sources.csv"),
-                    group, row["licence"], row["credit"], tuple(rules.get(row["dataset"], ())),
-                )  # fmt: skip
+                    row["dataset"],
+                    row["channel"],
+                    row["package"],
+                    row["kind"],
+                    _pattern(row["include"], "sources.csv"),
+                    group,
+                    row["licence"],
+                    row["credit"],
+                    tuple(rules.get(row["dataset"], ())),
+                )
             )
     return sources
 

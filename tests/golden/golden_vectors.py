@@ -64,7 +64,10 @@ def fill(name: str, shape: tuple[int, ...] | list[int], seed: int = 0) -> torch.
 
 
 def filled_state(
-    spec: dict[str, Any], taps: dict[str, np.ndarray], changes: list[dict[str, Any]] | None = None, prefix: str = ""
+    spec: dict[str, Any],
+    taps: dict[str, np.ndarray],
+    changes: list[dict[str, Any]] | None = None,
+    prefix: str = "",
 ) -> dict[str, torch.Tensor]:
     """Return the filled float entries, ``value`` entries read from taps, ``changes`` refilled at their shape.
 
@@ -85,7 +88,9 @@ def filled_state(
     return state
 
 
-def assert_close(got: torch.Tensor | np.ndarray, want: np.ndarray, tolerance: dict[str, float], where: str) -> float:
+def assert_close(
+    got: torch.Tensor | np.ndarray, want: np.ndarray, tolerance: dict[str, float], where: str
+) -> float:
     """Assert |got - want| <= rtol |want| + atol_relative * max|want|; return the worst difference over max|want|."""
     got_array = got.detach().cpu().numpy() if isinstance(got, torch.Tensor) else np.asarray(got)
     assert got_array.shape == want.shape, f"{where}: shape {got_array.shape}, golden {want.shape}"

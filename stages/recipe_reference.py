@@ -1,0 +1,60 @@
+"""``ossicle recipe``: a recipe as the stages see it, and every key that a recipe may hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from pipeline import recipe as recipes
+from pipeline.config import Recipe
+
+
+def resolved(reference: str, overrides: Sequence[str]) -> str:
+    """Return the recipe with its defaults filled in, as dotted ``key = value`` lines that ``--set`` takes."""
+    recipe = recipes.load(reference, overrides)
+    return "\n".join(f"{key} = {value}" for key, value in _flat(recipe.model_dump(mode="json")))
+
+
+def keys() -> str:
+    """Return every key, its default and what it means, one a line, as ``docs/recipe.md`` prints them."""
+    return "\n".join(
+        f"{key} = {default}  # {text}" if text else f"{key} = {default}" for key, default, text in rows()
+    )
+
+
+def rows() -> Iterator[tuple[str, str, str]]:
+    """Yield (dotted key, default, meaning) of every key of a recipe."""
+    yield from _rows(Recipe, "")
+
+
+def _rows(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]]:
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from _rows(kind, f"{prefix}{name}.")
+            continue
+        default = "" if field.default is PydanticUndefined else _toml(field.default)
+        yield f"{prefix}{name}", default, field.description or ""
+
+
+def _flat(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in table.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", _toml(value)
+
+
+def _toml(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + "}"
+    return repr(value) if isinstance(value, int | float) else f'"{value}"'
