@@ -63,7 +63,7 @@ def build(clips: pd.DataFrame, embed: EmbedConfig, manifest: ManifestConfig) -> 
     # slots[i] is the row that item i (clean windows, then mixes, then textures) takes.
     slots = np.random.default_rng([embed.seed, 1]).permutation(total)
     pools = _Pools(clean, slots[: len(clean)] // embed.shard_rows, views)
-    rows = clean.to_dict("records")
+    rows: list[dict[Any, Any]] = clean.to_dict("records")
     for number, split in enumerate(_splits(clean, views.mixes)):
         shard = int(slots[len(clean) + number]) // embed.shard_rows
         rows.append(_mix_row(number, split, pools, shard, embed))
@@ -92,12 +92,6 @@ class _Pools:
         weights = np.where(clean["kind"] == "speech", views.speech_weight, 1.0)
         split = clean["split"].to_numpy()
         usable = weights > 0
-        if (views.mixes or views.textures) and not usable.any():
-            raise ConfigError(
-                "embed.views.speech_weight = 0 leaves nothing to mix: every clip is speech",
-                expected="a weight above 0, or clips of another kind",
-                got="0",
-            )
         self._weights = weights
         self._of_split = {name: np.flatnonzero((split == name) & usable) for name in SPLITS}
         self._local: dict[tuple[str, int], np.ndarray] = {}
@@ -109,14 +103,17 @@ class _Pools:
 
     def draw(
         self, generator: np.random.Generator, count: int, split: str, shard: int
-    ) -> list[dict[str, Any]]:
+    ) -> list[dict[Any, Any]]:
         pool = self._local.get((split, shard), self._of_split[split])
+        if not len(pool):
+            raise ConfigError(
+                f"embed.views.speech_weight = 0 leaves nothing to mix: every {split} clip is speech",
+                expected="a weight above 0, or clips of another kind",
+                got="0",
+            )
         weights = self._weights[pool]
         chosen = generator.choice(pool, min(count, len(pool)), replace=False, p=weights / weights.sum())
         return [self.clean[index] for index in chosen]
-
-    def splits(self) -> list[str]:
-        return [name for name in SPLITS if len(self._of_split[name])]
 
 
 def _clean_rows(clips: pd.DataFrame, embed: EmbedConfig, manifest: ManifestConfig) -> pd.DataFrame:
@@ -178,7 +175,7 @@ def _texture_row(number: int, split: str, pools: _Pools, shard: int, embed: Embe
 
 
 def _view_row(
-    view: str, seed: int, split: str, windows: list[dict[str, Any]], embed: EmbedConfig
+    view: str, seed: int, split: str, windows: list[dict[Any, Any]], embed: EmbedConfig
 ) -> dict[str, Any]:
     sources = [[w["clip_id"], w["start_seconds"]] for w in windows]
     return {

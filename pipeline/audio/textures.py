@@ -72,9 +72,9 @@ def envelope(
 ) -> Float32[np.ndarray, " samples"]:
     """Return a smooth random gain at most 1: knots at ``knots_hz``, uniform within ``depth_db`` of it."""
     count = max(2, math.ceil(samples / rate_hz * knots_hz) + 2)
-    return np.exp(
-        _smooth(generator.uniform(-depth_db, 0.0, count), samples) * np.float32(math.log(10.0) / 20.0)
-    )
+    gain: np.ndarray = _smooth(generator.uniform(-depth_db, 0.0, count) * (math.log(10.0) / 20.0), samples)
+    np.exp(gain, out=gain)
+    return gain
 
 
 def noise_layer(generator: np.random.Generator, samples: int, rate_hz: int) -> np.ndarray:
