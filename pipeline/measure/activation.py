@@ -19,10 +19,10 @@ def peak_activation_bytes(model: Path, value: np.ndarray, *, int8_everywhere: bo
 def peak_of(graph: ExecutedGraph) -> int:
     """Return the largest sum of live tensors, in bytes, over the nodes in the order they run.
 
-    A tensor lives from the node that writes it to the last node that reads it, both included; the graph's input
-    lives from the start, its outputs to the end. While a node runs its inputs and outputs are live together (no
-    operator works in place). Views (Reshape, Flatten, ...) share their input's memory. Weights and constants are
-    not counted, nor is any operator's private scratch memory.
+    A tensor lives from the node that writes it to the last node that reads it, both included; the graph's
+    input lives from the start, its outputs to the end. While a node runs its inputs and outputs are live
+    together (no operator works in place). Views (Reshape, Flatten, ...) share their input's memory. Weights
+    and constants are not counted, nor is any operator's private scratch memory.
     """
     owner: dict[str, str] = {}
     sizes = {name: info.size_bytes for name, info in graph.inputs.items()}

@@ -1,7 +1,7 @@
 """Executed aarch64 instructions of one inference on an emulated Cortex-A; whether ARM computes what x86 does.
 
-Not a latency: QEMU has no caches, no pipelines and no memory stalls. The count repeats to some parts in 100,000,
-so it can be gated; emulated time means nothing and is never reported.
+Not a latency: QEMU has no caches, no pipelines and no memory stalls. The count repeats to some parts in
+100,000, so it can be gated; emulated time means nothing and is never reported.
 """
 
 from __future__ import annotations
@@ -144,8 +144,8 @@ def _emulate(
             # A fixed environment: its size moves the guest's stack, and alignment moves the count.
             environment = {"INSN_OUT": "counts.json", "LC_ALL": "C.UTF-8", "OMP_NUM_THREADS": "1"}
             done = subprocess.run(
-                root.command(cpu, *runner),
-                capture_output=True, text=True, check=False, timeout=TIMEOUT_SECONDS, cwd=folder, env=environment,
+                root.command(cpu, *runner), cwd=folder, env=environment,
+                capture_output=True, text=True, check=False, timeout=TIMEOUT_SECONDS,
             )  # fmt: skip
         except subprocess.TimeoutExpired as error:
             raise MeasurementError(

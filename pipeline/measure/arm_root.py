@@ -1,7 +1,7 @@
 """The private aarch64 world in which ARM instructions are counted: QEMU, Debian, ONNX Runtime, a plugin.
 
-Everything is fetched as an ordinary user into the cache, with an apt state of its own, so nothing on this machine
-is installed or changed. The release is always the same one, whatever release this machine runs: counts then
+Everything is fetched as an ordinary user into the cache, with an apt state of its own, so nothing on this
+machine is installed or changed. The release is always the same one, whatever this machine runs: counts then
 agree between machines. A root is built under a temporary name and renamed when it works.
 """
 
@@ -33,8 +33,8 @@ PLUGIN_SOURCE = Path(__file__).with_name("instruction_plugin.c")
 DOWNLOAD_MB = 90
 LAYOUT = 1
 
-# /proc/cpuinfo has to agree with -cpu: ONNX Runtime picks kernels by the part number, and SDOT on a core without
-# it is an illegal instruction.
+# /proc/cpuinfo has to agree with -cpu: ONNX Runtime picks kernels by the part number, and SDOT on a core
+# without it is an illegal instruction.
 _FEATURES_V80 = "fp asimd evtstrm aes pmull sha1 sha2 crc32 cpuid"
 _FEATURES_V82 = (
     "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp"
@@ -185,7 +185,7 @@ def _compile(target: Path) -> None:
 
 
 def _unpack_packages(partial: Path, name: str, architecture: str, packages: Sequence[str]) -> list[str]:
-    """Fetch ``packages`` with their dependencies, unpack them into ``partial/name``, return the file names."""
+    """Fetch ``packages`` with their dependencies, unpack them into ``partial/name``; return file names."""
     work = partial / "work" / name
     for part in ("state/lists/partial", "cache/archives/partial", "etc"):
         (work / part).mkdir(parents=True, exist_ok=True)

@@ -86,8 +86,8 @@ def executed_graph(model: Path, value: np.ndarray, *, int8_everywhere: bool = Tr
         value: its input.
         int8_everywhere: run signed 8-bit nodes in int8 on x86 as ARM does; False = as x86 does by itself.
 
-    The graph is optimised at ONNX Runtime's "extended" level: fusions are done, but layouts stay as exported, so
-    that shapes can be read. Nodes are then named one by one and run as they are.
+    The graph is optimised at ONNX Runtime's "extended" level: fusions are done, but layouts stay as exported,
+    so that shapes can be read. Nodes are then named one by one and run as they are.
     """
     with tempfile.TemporaryDirectory(prefix="ossicle-profile-") as scratch:
         optimised = Path(scratch) / "optimised.onnx"

@@ -74,7 +74,8 @@ def share_of(graph: ExecutedGraph) -> Int8Share:
 def node_macs(node: ExecutedNode) -> int:
     """Return the MACs of one node.
 
-    A convolution is output elements x (input channels / groups) x kernel; a product output elements x inner size.
+    A convolution is output elements x (input channels / groups) x kernel; a product, output elements x inner
+    size.
     """
     if node.op in _UNCOUNTED:
         raise MeasurementError(

@@ -15,6 +15,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,23 +51,21 @@ def run_once(session: onnxruntime.InferenceSession, value: np.ndarray) -> np.nda
     return np.asarray(session.run([session.get_outputs()[0].name], {name: value})[0])
 
 
-def time_session(
-    session: onnxruntime.InferenceSession, value: np.ndarray, *, warmups: int, runs: int, seconds: float
-) -> dict[str, Any]:
-    """Return p10, p50 and p95 in milliseconds over ``runs`` inferences, or as many as fit into ``seconds``.
+def time_calls(call: Callable[[], Any], *, warmups: int, runs: int, seconds: float) -> dict[str, Any]:
+    """Return p10, p50 and p95 in milliseconds over ``runs`` calls, or as many as fit into ``seconds``.
 
-    At least ``MINIMUM_RUNS`` are timed, however long one takes; warm-ups share the same limit of time.
+    At least ``MINIMUM_RUNS`` are timed, however long one takes; warm-ups stop after a quarter of ``seconds``.
     """
     started = time.perf_counter()
     for done in range(warmups):
-        run_once(session, value)
+        call()
         if done and time.perf_counter() - started > seconds / 4:
             break
     times: list[float] = []
     started = time.perf_counter()
     while len(times) < runs and (len(times) < MINIMUM_RUNS or time.perf_counter() - started < seconds):
         before = time.perf_counter()
-        run_once(session, value)
+        call()
         times.append((time.perf_counter() - before) * 1e3)
     p10, p50, p95 = (float(v) for v in np.percentile(times, (10, 50, 95)))
     return {"p10_ms": p10, "p50_ms": p50, "p95_ms": p95, "runs": len(times)}
@@ -75,7 +74,7 @@ def time_session(
 def mark_inferences(
     session: onnxruntime.InferenceSession, value: np.ndarray, *, warmups: int, runs: int
 ) -> None:
-    """Run ``runs`` inferences, each between two ``getppid`` system calls, where the plugin takes its counts."""
+    """Run ``runs`` inferences, each between two ``getppid`` system calls: the plugin's markers."""
     for _ in range(warmups):
         run_once(session, value)
     for _ in range(runs):
@@ -142,7 +141,7 @@ def measure(
     session = open_session(model, threads=threads, int8_everywhere=int8_everywhere)
     output = run_once(session, value)
     before = condition()
-    record: dict[str, Any] = time_session(session, value, warmups=warmups, runs=runs, seconds=seconds)
+    record = time_calls(lambda: run_once(session, value), warmups=warmups, runs=runs, seconds=seconds)
     record.update(_description(value, output), threads=threads, before=before, after=condition())
     return record, output
 
@@ -158,14 +157,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=5.0, help="time for at most this long")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--core", type=int, help="stay on this processor core")
+    parser.add_argument("--pin", action="store_true", help="stay on one core: the last one allowed")
     parser.add_argument("--int8-everywhere", action="store_true", help="x86: run signed QDQ nodes in int8")
     parser.add_argument(
         "--mark", action="store_true", help="mark each inference by a system call instead of timing"
     )
     options = parser.parse_args(arguments)
-    if options.core is not None:
-        os.sched_setaffinity(0, {options.core})
+    if options.pin:
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     value = np.load(options.input)
     if options.mark:
         session = open_session(options.model, threads=options.threads)

@@ -1,0 +1,305 @@
+"""``ossicle benchmark``: what each exported model costs, in exact counts, on x86, on ARM, and on a board."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from pipeline import artifact
+from pipeline.config import Recipe
+from pipeline.errors import MissingArtifactError, OssicleError
+from pipeline.measure import arm, arm_root, latency, model_cost, remote
+from pipeline.measure.complexity import count_macs, parameter_count
+from pipeline.measure.teacher_cost import load_teacher, teacher_costs
+from pipeline.recipe import Run, expand
+from pipeline.students.saved import load_student, read_description
+from stages import benchmark_table, locations
+
+PRECISIONS = ("fp32", "s8s8", "u8s8")
+RESULT = "benchmark.json"
+
+
+@dataclass(eq=False)
+class Model:
+    """One ONNX file to measure, its input, and the row that is being filled."""
+
+    path: Path
+    value: np.ndarray
+    row: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Label and precision."""
+        return f"{self.row['model']} {self.row['precision']}"
+
+
+def run(recipe: Recipe, *, console: Console, host: str | None = None) -> Path:
+    """Measure the recipe's exported students, their frontend and the teacher; finished figures are reused.
+
+    Args:
+        recipe: its ``benchmark`` section says what is measured.
+        console: for the bar and the table.
+        host: ``user@board``: also time every file there; written to ``board-<host>.json``.
+
+    Returns:
+        The folder that holds ``benchmark.json``.
+
+    Raises:
+        MissingArtifactError: nothing was exported yet.
+    """
+    runs = _exported(recipe, console)
+    folder = locations.benchmark_folder(recipe)
+    config, inputs = _identity(recipe, runs)
+    if artifact.is_finished(folder, artifact.identity("benchmark", config, inputs)) and not _worth_retrying(
+        folder
+    ):
+        console.print(f"benchmark: reused from {folder}")
+    else:
+        _measure(recipe, runs, folder, console)
+        rows = _read(folder)["rows"]
+        failure = _arm_failure(rows) if recipe.benchmark.arm else None
+        summary = {"rows": len(rows), "arm_missing": failure}
+        artifact.finish(folder, kind="benchmark", config=config, inputs=inputs, summary=summary)
+    record = _read(folder)
+    board_host = host or recipe.benchmark.host
+    board = _time_on_board(recipe, runs, folder, board_host, console) if board_host else None
+    console.print(benchmark_table.table(record, board))
+    for note in benchmark_table.notes(record):
+        console.print(f"benchmark: {note}")
+    return folder
+
+
+def _exported(recipe: Recipe, console: Console) -> list[Run]:
+    """Return one exported seed of every run that is no control, the headline first."""
+    chosen: dict[str, Run] = {}
+    waiting: list[str] = []
+    for one in expand(recipe):
+        if one.recipe.train.control != "none" or one.name in chosen:
+            continue
+        try:
+            ready = artifact.is_finished(locations.export_folder(one))
+        except MissingArtifactError:
+            ready = False
+        if ready:
+            chosen[one.name] = one
+        else:
+            waiting.append(one.label)
+    for label in waiting:
+        if label.rpartition("-seed")[0] not in chosen:
+            console.print(f"benchmark: {label} is not exported yet; left out")
+    if not chosen:
+        raise MissingArtifactError(
+            "no exported student to measure",
+            expected=", ".join(waiting) or "a run that is no control",
+            run=f"ossicle export {recipe.name}",
+        )
+    return sorted(chosen.values(), key=lambda one: one.name != recipe.headline)
+
+
+def _identity(recipe: Recipe, runs: list[Run]) -> tuple[dict[str, Any], dict[str, str]]:
+    config = {
+        "benchmark": recipe.benchmark.model_dump(mode="json", exclude={"host"}),
+        "window_seconds": recipe.embed.window_seconds,
+        "teacher": recipe.embed.teacher.name,
+        "headline": recipe.headline,
+        "code": 1,
+    }
+    return config, {one.label: artifact.read(locations.export_folder(one)).digest for one in runs}
+
+
+def _worth_retrying(folder: Path) -> bool:
+    """Whether ARM counts are absent for a reason that has gone away: a program was installed since."""
+    before = artifact.read(folder).summary.get("arm_missing")
+    return before is not None and before.get("cause") is not None and arm_root.missing() is None
+
+
+def _measure(recipe: Recipe, runs: list[Run], folder: Path, console: Console) -> None:
+    models = _models(recipe, runs)
+    counted = [m for m in models if recipe.benchmark.arm and m.row["precision"] != "u8s8"]
+    steps = 2 * len(models) + len(counted) * len(recipe.benchmark.arm_cpus) + 1
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("benchmark", total=steps)
+        for model in models:
+            progress.update(bar, description=f"count {model.name}")
+            _fill(model.row, "exact", functools.partial(model_cost.exact_costs, model.path, model.value))
+            progress.advance(bar)
+        # Alone on the machine: emulation beside it would spoil every time.
+        for model in models:
+            progress.update(bar, description=f"time {model.name}")
+            _fill(model.row, "x86", functools.partial(_x86, model, recipe))
+            progress.advance(bar)
+        progress.update(bar, description=f"time teacher {recipe.embed.teacher.name}")
+        teachers = _teacher_rows(recipe)
+        progress.advance(bar)
+        _count_arm(recipe, models, counted, progress, bar)
+    record = {
+        "schema": "ossicle-benchmark/1",
+        "recipe": recipe.name,
+        "headline": recipe.headline,
+        "window_seconds": recipe.embed.window_seconds,
+        "machine": latency.processor(),
+        "arm": _arm_versions(recipe),
+        "provenance": artifact.provenance(),
+        "rows": [*(model.row for model in models), *teachers],
+    }
+    artifact.write_json(folder / RESULT, record)
+
+
+def _models(recipe: Recipe, runs: list[Run]) -> list[Model]:
+    models: list[Model] = []
+    frontends: dict[str, Model] = {}
+    for one in runs:
+        folder = locations.export_folder(one)
+        saved = read_description(folder)
+        frontend = saved.frontend
+        samples = round(recipe.embed.window_seconds * frontend.sample_rate_hz)
+        shape = (1, 1, frontend.mels, frontend.frames(samples))
+        value = model_cost.example_log_mel(shape, saved.mean, saved.std)
+        student = load_student(folder)
+        macs = count_macs(student, torch.from_numpy(value))
+        shared = {
+            "kind": "student", "model": one.name, "run": one.label, "seed": one.seed,
+            "student": saved.student.name, "headline": one.name == recipe.headline,
+            "export": folder.name, "export_digest": artifact.read(folder).digest,
+            "parameters": parameter_count(student), "macs": macs, "flops": 2 * macs, "input_shape": list(shape),
+        }  # fmt: skip
+        for precision in PRECISIONS:
+            path = folder / f"student_{precision}.onnx"
+            if path.is_file():
+                models.append(Model(path, value, {**shared, "precision": precision, "not_measured": {}}))
+        path = folder / "frontend.onnx"
+        if artifact.file_digest(path) not in frontends:
+            row = {
+                "kind": "frontend", "model": "log-mel frontend", "run": one.label, "headline": False,
+                "precision": "fp32", "parameters": 0, "input_shape": [1, samples], "not_measured": {},
+            }  # fmt: skip
+            frontends[artifact.file_digest(path)] = Model(path, model_cost.example_waveform(samples), row)
+    return [*models, *frontends.values()]
+
+
+def _fill(row: dict[str, Any], figure: str, measure: Callable[[], dict[str, Any]]) -> None:
+    """Add what ``measure`` returns to ``row``, or the reason why it could not."""
+    try:
+        row.update(measure())
+    except OssicleError as error:
+        row["not_measured"][figure] = _reason(error)
+    if row["kind"] == "frontend" and "executed_macs" in row:
+        row["macs"], row["flops"] = row["executed_macs"], 2 * row["executed_macs"]
+
+
+def _x86(model: Model, recipe: Recipe) -> dict[str, Any]:
+    bench = recipe.benchmark
+    record = model_cost.time_here(
+        model.path, model.value, runs=bench.latency_runs, seconds=bench.latency_seconds
+    )
+    return {"x86": record}
+
+
+def _teacher_rows(recipe: Recipe) -> list[dict[str, Any]]:
+    name = recipe.embed.teacher.name
+    shared: dict[str, Any] = {"precision": "fp32", "headline": False}
+    unmeasured = dict.fromkeys(("exact", "arm"), "the teacher is not exported")
+    try:
+        teacher = load_teacher(recipe.embed.teacher, cache=recipe.paths.cache)
+    except OssicleError as error:
+        reasons = {**unmeasured, "macs": _reason(error), "x86": _reason(error)}
+        return [{**shared, "kind": "teacher", "model": name, "not_measured": reasons}]
+    bench = recipe.benchmark
+    costs = teacher_costs(teacher, runs=bench.latency_runs, seconds=bench.latency_seconds)
+    rows = []
+    for part, found in costs.items():
+        kind = "teacher" if part == "teacher" else "teacher_frontend"
+        label = name if part == "teacher" else f"{name} frontend"
+        found["flops"] = 2 * found["macs"]
+        rows.append({**shared, "kind": kind, "model": label, **found, "not_measured": dict(unmeasured)})
+    return rows
+
+
+def _count_arm(
+    recipe: Recipe, models: list[Model], counted: list[Model], progress: Progress, bar: Any
+) -> None:
+    for model in models:
+        if model not in counted:
+            why = "u8s8 is for timing on x86" if recipe.benchmark.arm else "benchmark.arm is false"
+            model.row["not_measured"]["arm"] = why
+    if not counted:
+        return
+    cache = recipe.paths.cache
+    progress.update(
+        bar, description="fetch the aarch64 root" if not arm_root.is_ready(cache) else "count on ARM"
+    )
+    try:
+        arm_root.prepare(cache)
+    except OssicleError as error:
+        for model in counted:
+            model.row["not_measured"]["arm"] = _reason(error)
+        progress.advance(bar, len(counted) * len(recipe.benchmark.arm_cpus))
+        return
+    for model in counted:
+        model.row["arm"] = {}
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+        futures = {
+            pool.submit(arm.count, model.path, model.value, cpu, cache=cache): (model, cpu)
+            for cpu in recipe.benchmark.arm_cpus
+            for model in counted
+        }
+        try:
+            for future in as_completed(futures):
+                model, cpu = futures[future]
+                try:
+                    model.row["arm"][cpu] = asdict(future.result())
+                except OssicleError as error:
+                    model.row["not_measured"][f"arm {cpu}"] = _reason(error)
+                progress.update(bar, advance=1, description=f"{cpu} {model.name}")
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _arm_versions(recipe: Recipe) -> dict[str, Any] | None:
+    if not recipe.benchmark.arm or not arm_root.is_ready(recipe.paths.cache):
+        return None
+    root = arm_root.prepare(recipe.paths.cache)
+    return {"versions": arm_root.versions(), "packages": root.packages, "runs": 5, "statistic": "minimum"}
+
+
+def _arm_failure(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    wanted = [r for r in rows if r["kind"] == "student" and r["precision"] != "u8s8"]
+    reasons = {r["not_measured"]["arm"] for r in wanted if "arm" in r["not_measured"]}
+    return {"reasons": sorted(reasons), "cause": arm_root.missing()} if reasons else None
+
+
+def _time_on_board(
+    recipe: Recipe, runs: list[Run], folder: Path, host: str, console: Console
+) -> dict[str, Any]:
+    models = {model.name: model for model in _models(recipe, runs)}
+    files = {name: (model.path, model.value) for name, model in models.items()}
+    bench = recipe.benchmark
+    console.print(f"benchmark: timing {len(files)} files on {host}")
+    board = remote.time_on_board(host, files, runs=bench.latency_runs, seconds=bench.latency_seconds)
+    for name, measured in board["models"].items():
+        measured["file_sha256"] = artifact.file_digest(models[name].path)
+    safe = "".join(c if c.isalnum() or c in ".-" else "-" for c in host)
+    artifact.write_json(folder / f"board-{safe}.json", board)
+    return board
+
+
+def _reason(error: OssicleError) -> str:
+    return f"{error.problem}: {error.got}" if error.got is not None else error.problem
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    return record
