@@ -1,0 +1,51 @@
+"""Which precision the student's forward and backward run in on a device."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from pipeline.config import TrainConfig
+from pipeline.errors import ConfigError
+
+
+def device_of(config: TrainConfig) -> torch.device:
+    """Return the device of ``train.device``.
+
+    Raises:
+        ConfigError: torch does not know it or it is not there.
+    """
+    try:
+        device = torch.device(config.device)
+    except RuntimeError as error:
+        raise ConfigError(
+            "train.device is no torch device", expected="cpu, cuda, cuda:N", got=config.device
+        ) from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "train.device asks for a GPU that is not there", expected="a torch build and driver with CUDA",
+            got=f"torch {torch.__version__}", run="--set train.device=cpu",
+        )  # fmt: skip
+    return device
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # Private in torch 2.13, and the only place where torch says it; absent means unknown, so float32.
+    asks = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return device.type == "cpu" and asks is not None and bool(asks())
+
+
+def autocast_dtype(config: TrainConfig, device: torch.device) -> torch.dtype | None:
+    """Return the dtype that autocast uses, or None for plain float32."""
+    if config.amp == "off" or (config.amp == "auto" and not has_bfloat16(device)):
+        return None
+    return torch.float16 if config.amp == "float16" else torch.bfloat16
+
+
+def autocast(dtype: torch.dtype | None, device: torch.device) -> AbstractContextManager[object]:
+    """Return the context of the student's forward pass."""
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)

@@ -1,0 +1,212 @@
+"""What the teacher's cached embeddings become before a loss sees them.
+
+``standardise`` takes each dimension's mean and deviation out. ``whiten`` also projects on the leading
+principal components and divides each by the root of its eigenvalue, so that a few strong directions do
+not drown the rest. Statistics come from training rows only, in float64, one shard at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pipeline.artifact import write_bytes
+from pipeline.config import TargetsConfig
+from pipeline.errors import ConfigError, MissingArtifactError, TrainingError, WeightsError
+from pipeline.training.neighbours import neighbour_overlap
+
+log = logging.getLogger(__name__)
+
+# A direction with less than this share of the strongest one's variance is rounding error, not signal.
+RANK_TOLERANCE = 1e-10
+
+
+class Moments:
+    """Mean and covariance of rows that arrive in pieces (Chan, Golub and LeVeque, 1983), in float64."""
+
+    def __init__(self, dimension: int) -> None:
+        self.rows = 0
+        self.mean = np.zeros(dimension)
+        self._scatter = np.zeros((dimension, dimension))
+
+    def add(self, rows: np.ndarray) -> None:
+        """Take in ``rows`` of shape ``(n, dimension)``."""
+        if not len(rows):
+            return
+        piece = np.asarray(rows, dtype=np.float64)
+        mean = piece.mean(axis=0)
+        centred = piece - mean
+        shift = mean - self.mean
+        total = self.rows + len(piece)
+        self._scatter += centred.T @ centred + np.outer(shift, shift) * (self.rows * len(piece) / total)
+        self.mean += shift * (len(piece) / total)
+        self.rows = total
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """Population covariance, ``(dimension, dimension)``."""
+        return self._scatter / max(self.rows, 1)
+
+
+class TargetTransform(nn.Module):
+    """``((x - mean) / scale) @ matrix``; the identity for ``none``, no matrix for ``standardise``.
+
+    Args:
+        kind: ``none``, ``standardise`` or ``whiten``.
+        mean: ``(dim,)``; scale: ``(dim,)``; matrix: ``(dim, components)``, identity-sized where unused.
+        components: ``(dim, components)`` principal directions, kept to map back; empty unless ``whiten``.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    matrix: Tensor
+    back: Tensor
+
+    def __init__(self, kind: str, mean: Tensor, scale: Tensor, matrix: Tensor, back: Tensor) -> None:
+        super().__init__()
+        self.kind = kind
+        for name, value in (("mean", mean), ("scale", scale), ("matrix", matrix), ("back", back)):
+            self.register_buffer(name, value.float().contiguous())
+
+    @property
+    def input_dim(self) -> int:
+        """Width of the teacher's embedding."""
+        return len(self.mean)
+
+    @property
+    def output_dim(self) -> int:
+        """Width of the target."""
+        return self.matrix.shape[1] if self.kind == "whiten" else self.input_dim
+
+    def forward(self, embedding: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch target"]:
+        """Return the float32 targets of teacher embeddings."""
+        if self.kind == "none":
+            return embedding.float()
+        standard = (embedding.float() - self.mean) / self.scale
+        return standard @ self.matrix if self.kind == "whiten" else standard
+
+    def standardised(self, embedding: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
+        """Return the standardised embeddings, whatever the kind (``none`` leaves them)."""
+        return embedding.float() if self.kind == "none" else (embedding.float() - self.mean) / self.scale
+
+    def reconstructed(self, target: Float[Tensor, "batch target"]) -> Float[Tensor, "batch dim"]:
+        """Return the standardised embeddings that ``target`` still determines."""
+        return target @ self.back if self.kind == "whiten" else target
+
+    def save(self, path: Path, fidelity: dict[str, float]) -> None:
+        """Write ``targets.safetensors``; kind and fidelity go into its header."""
+        header = {"transform": self.kind, "fidelity": json.dumps(fidelity)}
+        write_bytes(path, safetensors.torch.save(dict(self.state_dict()), metadata=header))
+
+
+def load(path: Path) -> TargetTransform:
+    """Return the transform saved at ``path``.
+
+    Raises:
+        MissingArtifactError: no such file.
+        WeightsError: the file holds something else.
+    """
+    if not path.is_file():
+        raise MissingArtifactError(f"no target transform at {path}", run="ossicle distill RECIPE")
+    with safetensors.safe_open(str(path), framework="pt") as file:
+        kind = (file.metadata() or {}).get("transform")
+        names = set(file.keys())
+        if kind is None or names != {"mean", "scale", "matrix", "back"}:
+            raise WeightsError(
+                f"{path} is no target transform", expected="mean, scale, matrix, back", got=names
+            )
+        return TargetTransform(kind, *(file.get_tensor(n) for n in ("mean", "scale", "matrix", "back")))
+
+
+def fit(pieces: Iterable[np.ndarray], config: TargetsConfig) -> tuple[TargetTransform, dict[str, float]]:
+    """Return the transform of ``config`` fitted on training rows, and how much of their variance it keeps.
+
+    Args:
+        pieces: arrays ``(rows, dim)`` of finite embeddings, one a shard.
+        config: kind, components and the floor added to each deviation.
+
+    Raises:
+        TrainingError: no rows at all.
+        ConfigError: more components asked for than the rows span.
+    """
+    moments: Moments | None = None
+    for piece in pieces:
+        moments = moments or Moments(piece.shape[1])
+        moments.add(piece)
+    if moments is None or not moments.rows:
+        raise TrainingError("no training rows to fit the targets on", run="ossicle store inspect RECIPE")
+    dimension = len(moments.mean)
+    summary: dict[str, float] = {"rows": moments.rows, "teacher_dim": dimension, "target_dim": dimension}
+    covariance = moments.covariance
+    deviation = np.sqrt(np.clip(np.diag(covariance), 0, None))
+    scale = deviation + config.std_floor
+    scale[scale == 0] = 1.0  # a constant dimension is 0 after its mean is taken out, whatever divides it
+    mean, eye = torch.from_numpy(moments.mean), torch.eye(0)
+    if config.transform == "none":
+        return TargetTransform("none", torch.zeros(dimension), torch.ones(dimension), eye, eye), summary
+    if config.transform == "standardise":
+        return TargetTransform("standardise", mean, torch.from_numpy(scale), eye, eye), summary
+    values, vectors = np.linalg.eigh(covariance / np.outer(scale, scale))
+    values, vectors = np.clip(values[::-1], 0, None), vectors[:, ::-1]
+    rank = int(np.sum(values > RANK_TOLERANCE * max(values[0], np.finfo(np.float64).tiny)))
+    kept = rank if config.components is None else config.components
+    if kept > rank or rank == 0:
+        raise ConfigError(
+            f"targets.components = {kept}, but the {moments.rows} training rows span {rank} directions",
+            expected=f"at most {rank}", got=kept, run=f"--set targets.components={max(rank, 1)}",
+        )  # fmt: skip
+    values_kept, vectors_kept = values[:kept], vectors[:, :kept]
+    # An eigenvector's sign is arbitrary; fixing it makes the file a function of the rows alone.
+    vectors_kept = vectors_kept * np.sign(vectors_kept[np.abs(vectors_kept).argmax(axis=0), np.arange(kept)])
+    roots = np.sqrt(values_kept)
+    summary |= {
+        "target_dim": kept,
+        "variance_kept": float(values_kept.sum() / values.sum()),
+        "largest_eigenvalue": float(values_kept[0]),
+        "smallest_eigenvalue": float(values_kept[-1]),
+    }
+    matrix = torch.from_numpy(vectors_kept / roots)
+    back = torch.from_numpy((vectors_kept * roots).T.copy())
+    return TargetTransform("whiten", mean, torch.from_numpy(scale), matrix, back), summary
+
+
+@torch.no_grad()
+def fidelity(transform: TargetTransform, held_out: Float[Tensor, "rows dim"]) -> dict[str, float]:
+    """Return what the targets keep of rows that were not fitted on.
+
+    ``held_out_cosine`` is the mean cosine of standardised embeddings to what the targets determine of
+    them; ``held_out_neighbour_overlap`` is the share of nearest neighbours (cosine) that the raw
+    embeddings and the targets agree on.
+    """
+    if len(held_out) < 3:
+        return {}
+    target = transform(held_out)
+    cosine = torch.cosine_similarity(
+        transform.standardised(held_out).double(), transform.reconstructed(target).double(), dim=1
+    )
+    return {
+        "held_out_rows": len(held_out),
+        "held_out_cosine": float(cosine.mean()),
+        "held_out_neighbour_overlap": neighbour_overlap(held_out, target),
+    }
+
+
+def fit_and_save(
+    pieces: Iterable[np.ndarray], held_out: Tensor, config: TargetsConfig, path: Path
+) -> tuple[TargetTransform, dict[str, Any]]:
+    """Fit on ``pieces``, measure on ``held_out``, save, log the figures and return both."""
+    transform, summary = fit(pieces, config)
+    summary |= fidelity(transform, held_out)
+    transform.save(path, summary)
+    log.info("targets %s: %s", config.transform, ", ".join(f"{k} {v:.4g}" for k, v in summary.items()))
+    return transform, summary

@@ -1,0 +1,178 @@
+"""``ossicle distill``: train the recipe's runs from the store alone, several at a time."""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from pipeline import artifact
+from pipeline import recipe as recipes
+from pipeline.config import Recipe
+from pipeline.errors import ConfigError, TrainingError, near_matches
+from pipeline.recipe import Run
+from pipeline.training.job import Job
+from pipeline.training.pool import Outcome, limit_of, train_all
+from stages import locations
+
+LINE_SECONDS = 15.0
+
+
+def run(recipe: Recipe, *, console: Console, only: tuple[str, ...] = ()) -> Path:
+    """Train every run of ``recipe`` that is not finished.
+
+    Args:
+        recipe: the recipe; its store must be there.
+        console: where progress and the table of runs go.
+        only: names (``cnn4``) or labels (``cnn4-seed0``) of runs; empty = all.
+
+    Returns:
+        The run's folder, or the folder of all runs where there are several.
+
+    Raises:
+        MissingArtifactError: the store is not finished.
+        ConfigError: ``only`` names no run.
+        TrainingError: a run failed; the others were trained all the same.
+        KeyboardInterrupt: stopped; every run has its checkpoint.
+    """
+    chosen = _chosen(recipe, only)
+    jobs = [_job(run) for run in chosen]
+    done = [job for job in jobs if artifact.is_finished(job.folder, job.work)]
+    finished = {job.run.label: Outcome("done", artifact.read(job.folder).summary) for job in done}
+    for label in finished:
+        console.print(f"distill: {label} is finished, reused")
+    todo = [job for job in jobs if job.run.label not in finished]
+    outcomes = dict(finished)
+    if todo:
+        limit = limit_of(recipe.jobs, max(job.run.recipe.train.threads for job in todo))
+        with _Display(console, todo) as display:
+            try:
+                outcomes |= train_all(todo, limit, display.show)
+            except KeyboardInterrupt:
+                display.close()
+                console.print(f"distill: stopped; to go on: ossicle distill {recipe.name} (same options)")
+                raise
+    console.print(_table(jobs, outcomes))
+    failed = {label: outcome.error for label, outcome in outcomes.items() if outcome.state != "done"}
+    if failed:
+        raise TrainingError(
+            f"{len(failed)} of {len(jobs)} runs failed",
+            got="; ".join(f"{label}: {error}" for label, error in failed.items()),
+            run="the same command trains only what is not finished",
+        )
+    return jobs[0].folder if len(jobs) == 1 else locations.root(recipe) / "run"
+
+
+def _chosen(recipe: Recipe, only: tuple[str, ...]) -> list[Run]:
+    runs = recipes.expand(recipe)
+    known = {run.name for run in runs} | {run.label for run in runs}
+    for name in only:
+        if name not in known:
+            raise ConfigError(f"the recipe has no run {name!r}", expected=near_matches(name, known), got=name)
+    return [run for run in runs if not only or run.name in only or run.label in only]
+
+
+def _job(run: Run) -> Job:
+    store = locations.store_folder(run.recipe)
+    artifact.read(store, run=f"make embed RECIPE={run.recipe.name}")
+    return Job(run, store, locations.run_folder(run), locations.run_config(run), locations.run_inputs(run))
+
+
+class _Display:
+    """One bar a run; where there is no terminal, a line a run every ``LINE_SECONDS``."""
+
+    def __init__(self, console: Console, jobs: list[Job]) -> None:
+        self._console = console
+        self._bars = Progress(
+            TextColumn("{task.description}"), BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"), TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(),
+            console=console, disable=not console.is_terminal, auto_refresh=console.is_terminal,
+        )  # fmt: skip
+        self._tasks: dict[str, TaskID] = {}
+        self._began: dict[str, tuple[float, int]] = {}
+        self._spoke: dict[str, float] = {}
+        self._width = max(len(job.run.label) for job in jobs)
+
+    def __enter__(self) -> _Display:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the bars as they are."""
+        self._bars.stop()
+
+    def show(self, job: Job, event: dict[str, Any]) -> None:
+        """Show one event of ``pipeline.training.pool``."""
+        label, kind = job.run.label, event["event"]
+        if kind == "start":
+            self._start(job)
+        elif kind == "progress":
+            self._progress(label, event)
+        elif kind == "warning":
+            self._console.print(f"distill: warning: {event['text']}", markup=False)
+        elif kind == "failed":
+            self._console.print(f"distill: {label} failed: {event['text']}", markup=False)
+        elif kind == "stopped":
+            self._console.print(f"distill: {label} stopped at step {event['step']}, checkpoint written")
+        elif kind == "done":
+            self._done(label, event["summary"])
+
+    def _start(self, job: Job) -> None:
+        label, train = job.run.label, job.run.recipe.train
+        steps = 0 if train.control == "random" else train.steps
+        self._tasks[label] = self._bars.add_task(label.ljust(self._width), total=steps, figures="preparing")
+        self._spoke[label] = time.monotonic()
+        if not self._console.is_terminal:
+            self._console.print(f"distill: {label} starts, {steps} steps")
+
+    def _progress(self, label: str, event: dict[str, Any]) -> None:
+        figures = f"loss {event['loss']:.4f}  {event['samples_per_second']:,.0f} samples/s"
+        self._bars.update(self._tasks[label], completed=event["step"], figures=figures)
+        now = time.monotonic()
+        self._began.setdefault(label, (now, event["step"]))
+        if not self._console.is_terminal and now - self._spoke[label] >= LINE_SECONDS:
+            self._spoke[label] = now
+            since, first = self._began[label]
+            left = (event["steps"] - event["step"]) * (now - since) / max(event["step"] - first, 1)
+            left_text = timedelta(seconds=round(left))
+            self._console.print(
+                f"distill: {label} {event['step']}/{event['steps']}  {figures}  {left_text} left"
+            )
+
+    def _done(self, label: str, summary: dict[str, Any]) -> None:
+        self._bars.update(
+            self._tasks[label], completed=summary["steps"], total=summary["steps"], figures="done"
+        )
+        if not self._console.is_terminal:
+            self._console.print(f"distill: {label} is done, {summary['steps']} steps")
+
+
+def _table(jobs: list[Job], outcomes: dict[str, Outcome]) -> Table:
+    table = Table("run", "steps", "validation loss", "neighbour overlap", "effective rank", "folder")
+    for job in jobs:
+        outcome = outcomes[job.run.label]
+        summary = outcome.summary
+        rank = _figure(summary, "effective_rank", ".1f")
+        table.add_row(
+            job.run.label,
+            str(summary.get("steps", outcome.state)),
+            _figure(summary, "validation_loss", ".4f"),
+            _figure(summary, "validation_neighbour_overlap", ".3f"),
+            f"{rank} collapsed" if summary.get("collapsed") else rank,
+            str(job.folder),
+        )
+    return table
+
+
+def _figure(summary: dict[str, Any], name: str, form: str) -> str:
+    value = summary.get(name)
+    return "-" if value is None else format(value, form)
