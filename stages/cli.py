@@ -46,7 +46,10 @@ def _console() -> Any:
 def _call(stage: str, recipe: str, overrides: list[str] | None, **options: Any) -> Path:
     from pipeline import recipe as recipes
 
+    from stages import preflight
+
     loaded = recipes.load(recipe, overrides or ())
+    preflight.check(loaded, stage)
     module = importlib.import_module(f"stages.{stage}")
     folder: Path = module.run(loaded, console=_console(), **options)
     return folder

@@ -1,0 +1,27 @@
+"""Names that a recipe borrows from registries are looked up before any work, so that a typing error costs nothing."""
+
+from __future__ import annotations
+
+from pipeline import recipe as recipes
+from pipeline.config import Recipe
+from pipeline.errors import ConfigError, near_matches
+from pipeline.students.registry import students
+
+
+def check(recipe: Recipe, stage: str) -> None:
+    """Raise ConfigError if ``recipe`` names a student, teacher or task that does not exist.
+
+    Args:
+        recipe: already validated.
+        stage: the command; teachers are looked up only where one is run, so that stage 2 needs none of their code.
+    """
+    for run in recipes.expand(recipe):
+        students.get(run.recipe.student.name)
+    if stage in ("fetch", "embed"):
+        from pipeline.teachers.registry import teachers
+
+        teachers.get(recipe.embed.teacher.name)
+    known = [path.stem for path in (recipes.DATA_MANIFESTS / "tasks").glob("*.toml")]
+    for task in recipe.evaluate.tasks:
+        if task not in known:
+            raise ConfigError(f"no task is called {task!r}", expected=near_matches(task, known), got=task)
