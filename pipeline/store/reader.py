@@ -221,7 +221,8 @@ class StoreReader:
         return array
 
     def _choose(self, kind: str, name: str | None) -> ArraySpec:
-        there = [spec for spec in self.meta.arrays if spec.kind == kind]
+        complete = self.artifact.summary["arrays"]
+        there = [spec for spec in self.meta.arrays if spec.kind == kind and spec.path in complete]
         fitting = [
             spec
             for spec in there

@@ -17,8 +17,9 @@ import numpy
 import pandas
 
 from pipeline import artifact
-from pipeline.errors import DigestMismatchError, StoreError
+from pipeline.errors import StoreError
 from pipeline.store import tables, zarr_layout
+from pipeline.store.admission import check_plan, check_rows, merged
 from pipeline.store.incoming import Incoming, place
 from pipeline.store.quantisation import quantise
 from pipeline.store.schema import (
@@ -48,7 +49,7 @@ class StoreWriter:
         self.folder = Path(folder)
         self.meta: StoreMeta = read_meta(self.folder)
         self.rows: pandas.DataFrame = tables.read(self.folder / CLIPS_FILE)
-        _check_rows(self.folder, self.meta, self.rows)
+        check_rows(self.folder, self.meta, self.rows)
         self._encoders: dict[tuple[str, str], zarr_layout.ShardEncoder] = {}
         self._incoming = Incoming(self.folder)
 
@@ -70,22 +71,23 @@ class StoreWriter:
             StoreError: a plan without rows, or rows out of order.
         """
         folder = Path(folder)
-        _check_plan(rows)
+        check_plan(rows)
         rows = tables.round_trip(rows.drop(columns=["status"], errors="ignore"))
         meta = meta.model_copy(update={"rows": len(rows), "rows_digest": rows_digest(rows)})
-        if (folder / STORE_FILE).is_file():
-            meta = _merged(folder, read_meta(folder), meta)
+        known = (folder / STORE_FILE).is_file()
+        if known:
+            meta = merged(folder, read_meta(folder), meta)
         incoming = Incoming(folder)
         try:
+            if not known:
+                incoming.write(folder / REJECTS_FILE, tables.to_bytes(tables.rejects_table(rejects)))
+                incoming.write(folder / CLIPS_FILE, tables.to_bytes(rows.assign(status=PENDING)))
+            incoming.write(folder / STORE_FILE, (meta.model_dump_json(indent=2) + "\n").encode())
             for spec in meta.arrays:
                 if not (folder / spec.path).is_dir():
                     scratch = incoming.path()
                     zarr_layout.create_group(scratch, spec, meta)
                     incoming.adopt(scratch, folder / spec.path)
-            if not (folder / CLIPS_FILE).is_file():
-                incoming.write(folder / REJECTS_FILE, tables.to_bytes(tables.rejects_table(rejects)))
-                incoming.write(folder / CLIPS_FILE, tables.to_bytes(rows.assign(status=PENDING)))
-            incoming.write(folder / STORE_FILE, (meta.model_dump_json(indent=2) + "\n").encode())
         finally:
             incoming.close()
         return cls(folder)
@@ -110,20 +112,29 @@ class StoreWriter:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def pending(self, array_digests: Iterable[str] | None = None, rank: int = 0, world: int = 1) -> list[int]:
-        """Return the shards that any of the arrays still lacks; of them, every ``world``-th from ``rank``.
-
-        Args:
-            array_digests: digests of the arrays to ask about; default all.
-        """
-        wanted = None if array_digests is None else set(array_digests)
-        specs = [spec for spec in self.meta.arrays if wanted is None or spec.digest in wanted]
-        if wanted is not None and wanted - {spec.digest for spec in specs}:
+    def specs(self, array_digests: Iterable[str] | None = None) -> list[ArraySpec]:
+        """Return the arrays of those digests; default all."""
+        if array_digests is None:
+            return list(self.meta.arrays)
+        wanted = set(array_digests)
+        found = [spec for spec in self.meta.arrays if spec.digest in wanted]
+        if len(found) < len(wanted):
             raise StoreError(
                 "the store has no array of that digest",
                 expected=[spec.digest for spec in self.meta.arrays],
                 got=sorted(wanted),
             )
+        return found
+
+    def pending(self, array_digests: Iterable[str] | None = None, rank: int = 0, world: int = 1) -> list[int]:
+        """Return the shards that any of the arrays still lacks; of them, every ``world``-th from ``rank``.
+
+        Args:
+            array_digests: digests of the arrays to ask about; default all.
+            rank: of this worker.
+            world: number of workers.
+        """
+        specs = self.specs(array_digests)
         return [
             shard
             for shard in range(self.meta.shards)
@@ -198,16 +209,28 @@ class StoreWriter:
                 self._commit(spec, shard, staged, record)
 
     def finish(
-        self, *, config: Any, inputs: dict[str, str], summary: dict[str, Any] | None = None
+        self,
+        array_digests: Iterable[str] | None = None,
+        *,
+        config: Any,
+        inputs: dict[str, str],
+        summary: dict[str, Any] | None = None,
     ) -> artifact.Artifact:
         """Derive ``clips.parquet`` and ``rejects.parquet`` from the commit records and write the marker.
 
-        The bytes of both tables depend on the plan and the records alone, not on who wrote what when.
+        The bytes of both tables depend on the plan and the records alone, not on who wrote what when. Arrays
+        that are complete are listed in the marker's summary; an abandoned one stays beside them, unread.
+
+        Args:
+            array_digests: arrays that must be complete; default all.
+            config: of the artifact's identity.
+            inputs: of the artifact's identity.
+            summary: further entries for the marker.
 
         Raises:
             StoreError: shards are pending.
         """
-        pending = self.pending()
+        pending = self.pending(array_digests)
         if pending:
             raise StoreError(
                 f"{len(pending)} of {self.meta.shards} shards are not written",
@@ -215,8 +238,9 @@ class StoreWriter:
                 got=f"pending: {pending[:8]}{' ...' if len(pending) > 8 else ''}",
                 run="ossicle embed",
             )
+        complete = [spec for spec in self.meta.arrays if not self.pending([spec.digest])]
         earlier = tables.read(self.folder / REJECTS_FILE)
-        clips, rejects = derive_tables(self.folder, self.meta, self.rows, earlier)
+        clips, rejects = derive_tables(self.folder, self.meta, complete, self.rows, earlier)
         self._incoming.write(self.folder / REJECTS_FILE, tables.to_bytes(rejects))
         self._incoming.write(self.folder / CLIPS_FILE, tables.to_bytes(clips))
         counts = clips["status"].value_counts()
@@ -225,10 +249,10 @@ class StoreWriter:
             "ok": int(counts.get(OK, 0)),
             "rejected": int(counts.get(REJECTED, 0)),
             "shards": self.meta.shards,
-            "arrays": {spec.path: {"name": spec.name, "digest": spec.digest} for spec in self.meta.arrays},
+            "arrays": {spec.path: {"name": spec.name, "digest": spec.digest} for spec in complete},
         }
         return artifact.finish(
-            self.folder, kind="store", config=config, inputs=inputs, summary={**found, **(summary or {})}
+            self.folder, kind="store", config=config, inputs=inputs, summary={**(summary or {}), **found}
         )
 
     def discard(self, spec: ArraySpec, shard: int) -> None:
@@ -262,6 +286,13 @@ class StoreWriter:
         return self._incoming.stage(content), len(content), hashlib.sha256(content).hexdigest()
 
 
+def finished_arrays(folder: Path) -> list[str]:
+    """Return the paths of the arrays that the store's marker calls complete; none without a marker."""
+    if not artifact.is_finished(folder):
+        return []
+    return sorted(artifact.read(folder).summary.get("arrays", {}))
+
+
 def commit_path(folder: Path, spec: ArraySpec, shard: int) -> Path:
     """Return where the commit record of ``shard`` is."""
     return folder / COMMITS_FOLDER / spec.digest[:12] / f"{shard}.json"
@@ -288,12 +319,19 @@ def read_commit(folder: Path, spec: ArraySpec, shard: int) -> dict[str, Any] | N
 
 
 def derive_tables(
-    folder: Path, meta: StoreMeta, rows: pandas.DataFrame, earlier: pandas.DataFrame
+    folder: Path,
+    meta: StoreMeta,
+    specs: Iterable[ArraySpec],
+    rows: pandas.DataFrame,
+    earlier: pandas.DataFrame,
 ) -> tuple[pandas.DataFrame, pandas.DataFrame]:
-    """Return clips with their status and the whole list of rejects, a pure function of plan and records."""
+    """Return clips with their status and the whole list of rejects, a pure function of plan and records.
+
+    A row is rejected if any of the arrays ``specs`` lacks it.
+    """
     records = [
         reject
-        for spec in meta.arrays
+        for spec in specs
         for shard in range(meta.shards)
         for reject in (read_commit(folder, spec, shard) or {"rejects": []})["rejects"]
     ]
@@ -323,60 +361,3 @@ def _stored(
         return {spec.data_name: rows}
     codes, scale, offset = quantise(rows)
     return {spec.data_name: codes, "scale": scale, "offset": offset}
-
-
-def _check_plan(rows: pandas.DataFrame) -> None:
-    if not {"row", "key"} <= set(rows.columns):
-        raise StoreError("the plan lacks columns", expected="row and key at least", got=list(rows.columns))
-    if len(rows) == 0:
-        raise StoreError(
-            "there is nothing to embed: the plan has no rows", run="ossicle manifest, with more audio"
-        )
-    if not numpy.array_equal(rows["row"].to_numpy(), numpy.arange(len(rows))):
-        raise StoreError("the plan's rows are not 0, 1, 2, ... in order")
-
-
-def _check_rows(folder: Path, meta: StoreMeta, rows: pandas.DataFrame) -> None:
-    found = rows_digest(rows)
-    if found != meta.rows_digest:
-        raise DigestMismatchError(
-            f"{folder / CLIPS_FILE} is not the plan that this store was made for",
-            expected=meta.rows_digest,
-            got=found,
-            run=f"ossicle store verify {folder}",
-        )
-
-
-def _merged(folder: Path, old: StoreMeta, new: StoreMeta) -> StoreMeta:
-    """Return ``old`` with the arrays of ``new`` added; anything else that differs is an error."""
-    for field, what in (("manifest_digest", "manifest"), ("rows_digest", "window plan")):
-        if getattr(old, field) != getattr(new, field):
-            raise DigestMismatchError(
-                f"{folder} holds the store of another {what}",
-                expected=getattr(new, field),
-                got=getattr(old, field),
-                run="ossicle embed, with another name in the recipe or the folder moved away",
-            )
-    for field in ("shard_rows", "chunk_rows", "windowing"):
-        if getattr(old, field) != getattr(new, field):
-            raise StoreError(
-                f"{folder} was made with another {field}",
-                expected=getattr(new, field),
-                got=getattr(old, field),
-                run=f"set {field} back in the recipe, or move the folder away",
-            )
-    arrays = list(old.arrays)
-    for spec in new.arrays:
-        same = [known for known in arrays if known.path == spec.path]
-        if same and (same[0].dtype, same[0].row_shape) != (spec.dtype, spec.row_shape):
-            raise StoreError(
-                f"{spec.path} is already there in another form",
-                expected=f"{spec.dtype} {spec.row_shape}",
-                got=f"{same[0].dtype} {same[0].row_shape}",
-                run="set the dtype back in the recipe, or move the folder away",
-            )
-        if not same:
-            arrays.append(spec)
-    if len(arrays) > len(old.arrays):
-        (folder / artifact.MARKER).unlink(missing_ok=True)
-    return old.model_copy(update={"arrays": tuple(arrays)})
