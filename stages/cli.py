@@ -45,7 +45,6 @@ def _console() -> Any:
 
 def _call(stage: str, recipe: str, overrides: list[str] | None, **options: Any) -> Path:
     from pipeline import recipe as recipes
-
     from stages import preflight
 
     loaded = recipes.load(recipe, overrides or ())
@@ -154,9 +153,15 @@ def inspect(recipe: RecipeArgument = "demo", set_: SetOption = None) -> None:
 
 
 @store_app.command()
-def verify(recipe: RecipeArgument = "demo", set_: SetOption = None) -> None:
+def verify(
+    recipe: RecipeArgument = "demo",
+    set_: SetOption = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="discard damaged shards; ossicle embed makes them anew")
+    ] = False,
+) -> None:
     """Check every checksum, digest and row; exit 1 if anything is wrong."""
-    _store("verify", recipe, set_)
+    _store("verify", recipe, set_, repair=repair)
 
 
 @store_app.command()

@@ -16,9 +16,11 @@ from rich.table import Table
 
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError, DigestMismatchError
-from pipeline.store import audit as auditing, tables, verification
+from pipeline.store import audit as auditing
+from pipeline.store import tables, verification
 from pipeline.store.reader import StoreReader
 from pipeline.store.schema import CLIPS_FILE, REJECTS_FILE, read_meta
+from pipeline.store.writer import finished_arrays
 
 if TYPE_CHECKING:
     from pipeline.teachers.base import Teacher
@@ -30,7 +32,7 @@ def inspect(folder: Path, *, console: Console, recipe: Recipe | None = None) -> 
     """Print rows by status, split and data set, the arrays with their digests, and why rows were rejected."""
     meta = read_meta(folder)
     rows, rejects = tables.read(folder / CLIPS_FILE), tables.read(folder / REJECTS_FILE)
-    finished = verification.finished_arrays(folder)
+    finished = finished_arrays(folder)
     console.print(f"{folder}\n  schema {meta.schema_version}, manifest {meta.manifest_digest[:12]}, "
                   f"{meta.rows} rows in {meta.shards} shards of {meta.shard_rows}")  # fmt: skip
     arrays = Table("array", "made by", "type", "row", "MB", "state", "licence")

@@ -24,7 +24,7 @@ OPTIONS = {
     "doctor": [],
     "recipe": ["recipe", "--set", "--keys"],
     "store inspect": ["recipe", "--set"],
-    "store verify": ["recipe", "--set"],
+    "store verify": ["recipe", "--set", "--repair"],
     "store audit": ["recipe", "--set", "--sample"],
 }
 
