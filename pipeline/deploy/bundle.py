@@ -1,0 +1,120 @@
+"""Everything a device needs of one run in one folder: students, frontend, weights, parity report."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline import artifact
+from pipeline.config import ExportConfig, LogMelConfig
+from pipeline.deploy import int8
+from pipeline.deploy.calibration import read_rows
+from pipeline.deploy.frontend_export import FrontendGraph, export_frontend
+from pipeline.deploy.metadata import ExportMetadata
+from pipeline.deploy.onnx_export import export_student
+from pipeline.deploy.parity import check_parity, check_runs, log_mel_inputs, waveform_inputs
+from pipeline.store.reader import StoreReader
+from pipeline.students.saved import SavedStudent, load_student, read_description
+
+FP32, S8S8, U8S8 = "student_fp32.onnx", "student_s8s8.onnx", "student_u8s8.onnx"
+FRONTEND, PARITY = "frontend.onnx", "parity.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to export: where it is read and written, under which settings and identity.
+
+    Attributes:
+        label: of the run.
+        run_folder: the trained run.
+        store_folder: the store it was trained from; calibration rows come from it.
+        folder: the export's folder.
+        settings: the recipe's ``export`` section.
+        config: what the export's digest is made of; ``inputs``: digests of what went in.
+    """
+
+    label: str
+    run_folder: Path
+    store_folder: Path
+    folder: Path
+    settings: ExportConfig
+    config: dict[str, Any]
+    inputs: dict[str, str]
+
+
+def export_run(job: Job) -> dict[str, Any]:
+    """Write, load, run and compare every file of ``job``; the marker comes last. Returns the summary.
+
+    Raises:
+        ParityError: an exported file differs from torch beyond ``parity_atol``, or does not run.
+        OssicleError: the exporter refuses the network.
+    """
+    torch.set_num_threads(1)
+    if job.folder.exists():
+        # What a killed export left: nothing in it is finished, some of it may be half written.
+        shutil.rmtree(job.folder)
+    student = load_student(job.run_folder).eval()
+    description = read_description(job.run_folder)
+    metadata = metadata_of(description, job)
+    mels, mean, std = description.frontend.mels, description.mean, description.std
+    inputs = log_mel_inputs(mels, mean, std)
+    report: dict[str, Any] = {}
+
+    export_student(student, job.folder / FP32, metadata=metadata, opset=job.settings.opset)
+    parity = check_parity(student, job.folder / FP32, inputs, tolerance=job.settings.parity_atol)
+    report["student_fp32"] = parity.as_json()
+    report["frontend"] = write_frontend(description.frontend, job.folder / FRONTEND, job.settings)
+    for name in ("student.safetensors", "student.json"):
+        with artifact.replacing(job.folder / name) as temporary:
+            shutil.copyfile(job.run_folder / name, temporary)
+
+    summary: dict[str, Any] = {
+        "label": job.label,
+        "student": description.student.name,
+        "parameters": description.parameters,
+        "fp32_bytes": (job.folder / FP32).stat().st_size,
+        "parity_worst_relative": parity.worst,
+        "int8": None,
+    }
+    if job.settings.int8:
+        reader = StoreReader(job.store_folder, frontend=description.frontend)
+        rows = read_rows(reader, calibration=job.settings.calibration_clips)
+        found = int8.quantise(
+            job.folder / FP32, job.folder, rows=rows, config=job.settings, metadata=metadata
+        )
+        for quantised in found:
+            path = job.folder / f"student_{quantised.precision}.onnx"
+            check_runs(path, inputs, embedding_dim=description.embedding_dim)
+            report[path.stem] = quantised.as_json()
+        summary["int8"] = found[0].as_json()
+    artifact.write_json(job.folder / PARITY, report)
+    artifact.finish(job.folder, kind="export", config=job.config, inputs=job.inputs, summary=summary)
+    return summary
+
+
+def write_frontend(config: LogMelConfig, path: Path, settings: ExportConfig) -> dict[str, Any]:
+    """Write the frontend's file, compare it with torch at other batches and lengths; return the report."""
+    export_frontend(config, path, opset=settings.opset)
+    graph = FrontendGraph(config).eval()
+    return check_parity(graph, path, waveform_inputs(), tolerance=settings.parity_atol).as_json()
+
+
+def metadata_of(description: SavedStudent, job: Job) -> ExportMetadata:
+    """Return what the exported files say about themselves."""
+    teacher = description.teacher
+    return ExportMetadata(
+        frontend=description.frontend,
+        mean=description.mean,
+        std=description.std,
+        embedding_dim=description.embedding_dim,
+        student=description.student.name,
+        teacher=teacher.name if teacher else "",
+        teacher_licence=teacher.licence if teacher else "",
+        teacher_credit=teacher.citation if teacher else "",
+        run=job.label,
+        run_digest=job.inputs["run"],
+    )

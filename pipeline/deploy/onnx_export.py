@@ -1,0 +1,117 @@
+"""A student as an ONNX file: dynamo exporter, batch and time dynamic, metadata inside."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import nn
+
+from pipeline import artifact
+from pipeline.deploy import metadata as metadata_props
+from pipeline.deploy.metadata import ExportMetadata
+from pipeline.errors import OssicleError
+
+INPUT, OUTPUT = "log_mel", "embedding"
+EXPORT_BATCH, EXPORT_FRAMES = 2, 115
+
+
+def export_student(student: nn.Module, path: Path, *, metadata: ExportMetadata, opset: int = 20) -> None:
+    """Write ``student``: ``log_mel`` float32 (batch, 1, mels, time) to ``embedding`` (batch, dim).
+
+    Both ``batch`` and ``time`` are dynamic and so named. The student is put in evaluation mode.
+
+    Args:
+        student: takes (batch, 1, mels, frames) float32, returns (batch, dim).
+        path: the file to write; written whole or not at all.
+        metadata: embedded as ``metadata_props``; its frontend gives the number of mels.
+        opset: ONNX operator set.
+
+    Raises:
+        OssicleError: the exporter refuses the network.
+    """
+    mels = metadata.frontend.mels
+    example = torch.zeros(EXPORT_BATCH, 1, mels, EXPORT_FRAMES)
+    student.eval()
+    with artifact.replacing(path) as temporary:
+        export_module(
+            student,
+            (example,),
+            temporary,
+            input_name=INPUT,
+            output_name=OUTPUT,
+            dynamic={0: "batch", 3: "time"},
+            opset=opset,
+        )
+        metadata_props.embed(temporary, metadata.properties())
+
+
+def export_module(
+    module: nn.Module,
+    example: tuple[torch.Tensor, ...],
+    path: Path,
+    *,
+    input_name: str,
+    output_name: str,
+    dynamic: dict[int, str],
+    opset: int,
+) -> None:
+    """Run the dynamo exporter quietly; ``dynamic`` maps input axes to their names.
+
+    Raises:
+        OssicleError: the network cannot be exported at this operator set.
+    """
+    try:
+        with quiet_exporter(), torch.no_grad():
+            torch.onnx.export(
+                module,
+                example,
+                str(path),
+                input_names=[input_name],
+                output_names=[output_name],
+                dynamo=True,
+                dynamic_shapes=(dynamic,),
+                opset_version=opset,
+                external_data=False,
+                verbose=False,
+            )
+    except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise OssicleError(
+            f"the ONNX exporter refused {type(module).__name__}",
+            expected=f"operators of opset {opset} with {', '.join(dynamic.values())} dynamic",
+            got=first,
+            run="for MobileViT use student.odd_size=pad; otherwise try another export.opset",
+        ) from error
+    # The exporter keeps its own operator set, with no more than a log line, where it cannot convert.
+    got = next(o.version for o in onnx.load(str(path)).opset_import if o.domain in ("", "ai.onnx"))
+    if got != opset:
+        raise OssicleError(
+            "the ONNX exporter could not write this operator set", expected=opset, got=got,
+            run=f"--set export.opset={got}",
+        )  # fmt: skip
+
+
+@contextlib.contextmanager
+def quiet_exporter() -> Iterator[None]:
+    """Silence the exporters' progress chatter and deprecation notes of their own code; errors still raise."""
+    # The root logger too: ONNX Runtime's quantiser warns through it of each scalar it leaves alone.
+    names = ("", "torch.onnx", "onnxscript", "onnx_ir", "torch.export", "torch._dynamo")
+    before: list[tuple[logging.Logger, Any]] = []
+    for name in names:
+        logger = logging.getLogger(name)
+        before.append((logger, logger.level))
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in before:
+            logger.setLevel(level)

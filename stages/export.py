@@ -1,0 +1,145 @@
+"""``ossicle export``: trained students as ONNX and int8 files, each loaded, run and compared with torch."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from pipeline import artifact
+from pipeline.config import Recipe
+from pipeline.deploy.bundle import Job, export_run
+from pipeline.errors import ConfigError, MissingArtifactError, near_matches
+from pipeline.recipe import Run, expand
+from stages import locations
+
+
+def run(recipe: Recipe, *, console: Console, only: Sequence[str] = ()) -> Path:
+    """Export every finished run that is no control, several at a time; finished exports are reused.
+
+    Args:
+        recipe: its ``export`` section says how; ``jobs`` says how many processes.
+        console: for the bar and the table.
+        only: run names or labels (``name-seed0``); controls are exported when named here.
+
+    Returns:
+        The folder of the headline run's export, or of the first.
+
+    Raises:
+        ConfigError: ``only`` names no run.
+        MissingArtifactError: none of the chosen runs is trained yet.
+        ParityError: an exported file differs from torch.
+    """
+    chosen = _chosen(recipe, only)
+    finished = [r for r in chosen if artifact.is_finished(locations.run_folder(r))]
+    if not finished:
+        raise MissingArtifactError(
+            "no trained run to export",
+            expected=", ".join(r.label for r in chosen),
+            run=f"ossicle distill {recipe.name}",
+        )
+    for waiting in chosen:
+        if waiting not in finished:
+            console.print(f"export: {waiting.label} is not trained yet; left out")
+    jobs = {r.label: _job(r) for r in finished}
+    done = {label: job.folder for label, job in jobs.items() if _is_exported(job)}
+    if done:
+        console.print(f"export: {len(done)} of {len(jobs)} reused from {locations.root(recipe) / 'export'}")
+    _export([job for label, job in jobs.items() if label not in done], recipe, console)
+    summaries = {label: artifact.read(job.folder).summary for label, job in jobs.items()}
+    console.print(_table(summaries))
+    for label, summary in summaries.items():
+        quantised = summary["int8"]
+        if quantised is not None and not quantised["target_met"]:
+            console.print(
+                f"export: {label}: int8 stays below the wanted centred cosine "
+                f"({quantised['centred_cosine']:.4f} < {recipe.export.int8_min_cosine}); ship float32 instead"
+            )
+    first = next((r for r in finished if r.name == recipe.headline), finished[0])
+    return jobs[first.label].folder
+
+
+def _chosen(recipe: Recipe, only: Sequence[str]) -> list[Run]:
+    runs = expand(recipe)
+    known = {name for r in runs for name in (r.name, r.label)}
+    for name in only:
+        if name not in known:
+            raise ConfigError(f"no run is called {name!r}", expected=near_matches(name, known), got=name)
+    if only:
+        return [r for r in runs if r.name in only or r.label in only]
+    chosen = [r for r in runs if r.recipe.train.control == "none"]
+    if not chosen:
+        raise ConfigError("every run of the recipe is a control", run="ossicle export --only NAME")
+    return chosen
+
+
+def _job(run: Run) -> Job:
+    return Job(
+        label=run.label,
+        run_folder=locations.run_folder(run),
+        store_folder=locations.store_folder(run.recipe),
+        folder=locations.export_folder(run),
+        settings=run.recipe.export,
+        config=locations.export_config(run),
+        inputs=locations.export_inputs(run),
+    )
+
+
+def _is_exported(job: Job) -> bool:
+    return artifact.is_finished(job.folder, artifact.identity("export", job.config, job.inputs))
+
+
+def _export(jobs: list[Job], recipe: Recipe, console: Console) -> None:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("export", total=len(jobs))
+        for summary in _summaries(jobs, recipe.jobs or os.cpu_count() or 1):
+            progress.update(bar, advance=1, description=f"export {summary['label']}")
+
+
+def _summaries(jobs: list[Job], processes: int) -> Iterator[dict[str, Any]]:
+    if min(len(jobs), processes) <= 1:
+        yield from map(export_run, jobs)
+        return
+    # The exporter holds the interpreter's lock and keeps global state: processes, started fresh.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(len(jobs), processes), mp_context=context) as pool:
+        futures = [pool.submit(export_run, job) for job in jobs]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _table(summaries: dict[str, dict[str, Any]]) -> Table:
+    table = Table(title="exported students", title_justify="left")
+    table.add_column("run")
+    headings = ("parameters", "fp32 KB", "int8 KB", "parity fp32", "int8 centred cosine", "layers in float")
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for label, summary in summaries.items():
+        quantised = summary["int8"]
+        table.add_row(
+            label,
+            f"{summary['parameters']:,}",
+            f"{summary['fp32_bytes'] / 1024:,.0f}",
+            "-" if quantised is None else f"{quantised['file_bytes'] / 1024:,.0f}",
+            f"{summary['parity_worst_relative']:.1e}",
+            "-" if quantised is None else f"{quantised['centred_cosine']:.4f}",
+            "-" if quantised is None else _left_in_float(quantised),
+        )
+    return table
+
+
+def _left_in_float(quantised: dict[str, Any]) -> str:
+    note = "" if quantised["ops"] == "all" else " + all but conv, matmul"
+    return f"{len(quantised['kept_float'])}{note}"
