@@ -21,7 +21,7 @@ from pipeline.losses.pairwise import Differences, differences
 # the rows' root-mean-square norm.
 SHORTEST_FOR_GRADIENT = 1e-3
 # Cosines held at once. Fewer leave a core waiting for the next small operation, more leave its cache.
-COSINES_AT_ONCE = 2**21
+COSINES_AT_ONCE = 2**20
 
 
 def angle_wise(
@@ -77,17 +77,26 @@ class _AngleWise(torch.autograd.Function):
 
 
 class _Side:
-    """One side's matrices: the cosines at anchor i are r_j r_k G_jk + a_j r_k + r_j a_k.
+    """Makes one side's cosines: r_j r_k (G_jk + b_j + b_k), with r row i of 1 / length and b row i of ``shift``.
 
-    r is row i of ``inverse``, a is row i of ``correction``, G is ``gram``.
+    Close rows cancel in the bracket, and r is large there: the sum is made in float64.
     """
 
     def __init__(self, between: Differences, dtype: torch.dtype) -> None:
-        inverse = torch.where(between.apart, 1.0 / between.lengths, 0.0)
         own = between.gram.diagonal()
-        self.gram = between.gram.to(dtype)
-        self.inverse = inverse.to(dtype)
-        self.correction = (inverse * (0.5 * own[:, None] - between.gram)).to(dtype)
+        self.gram, self.apart = between.gram, between.apart
+        self.inverse = torch.where(between.apart, 1.0 / between.lengths, 0.0)
+        self.narrow_inverse = self.inverse.to(dtype)
+        self.shift = 0.5 * own[:, None] - between.gram
+
+    def cosines(self, at: slice, wide: Tensor, out: Tensor) -> Tensor:
+        """Write the cosines at some anchors to ``out`` (anchors, batch, batch); ``wide`` is its float64 room."""
+        torch.add(self.gram, self.shift[at, :, None], out=wide)
+        wide.add_(self.shift[at, None, :])
+        out.copy_(wide).mul_(self.narrow_inverse[at, :, None]).mul_(self.narrow_inverse[at, None, :])
+        # A direction's cosine with itself is 1, or 0 where there is none.
+        out.diagonal(dim1=1, dim2=2).copy_(self.apart[at])
+        return out
 
 
 def _value_and_gradient(
@@ -95,30 +104,24 @@ def _value_and_gradient(
 ) -> tuple[Tensor, Tensor | None]:
     between = differences(student)
     ours, theirs = _Side(between, student.dtype), _Side(differences(teacher), student.dtype)
-    # Both sides' low-rank corrections in one product: [a r -a' -r'] [r a r' a']^T.
-    left = torch.stack((ours.correction, ours.inverse, -theirs.correction, -theirs.inverse), dim=2)
-    right = torch.stack((ours.inverse, ours.correction, theirs.inverse, theirs.correction), dim=1)
     sums = _GradientSums(between, ours) if with_gradient else None
 
     batch = len(student)
     anchors = max(1, min(batch, COSINES_AT_ONCE // batch**2))
-    error = student.new_empty(anchors, batch, batch)
-    slope = torch.empty_like(error)
+    room = [student.new_empty(anchors, batch, batch) for _ in range(3)]
+    wide = student.new_empty(anchors, batch, batch, dtype=torch.float64)
     total = student.new_zeros((), dtype=torch.float64)
     for start in range(0, batch, anchors):
         at = slice(start, min(start + anchors, batch))
-        x, c = error[: at.stop - start], slope[: at.stop - start]
-        torch.mul(ours.gram, ours.inverse[at, :, None], out=x)
-        x.mul_(ours.inverse[at, None, :])
-        torch.mul(theirs.gram, theirs.inverse[at, :, None], out=c)
-        x.addcmul_(c, theirs.inverse[at, None, :], value=-1.0)
-        x.baddbmm_(left[at], right[at])
+        cosine, error, slope = (buffer[: at.stop - start] for buffer in room)
+        theirs.cosines(at, wide[: at.stop - start], error)
+        ours.cosines(at, wide[: at.stop - start], cosine)
+        torch.sub(cosine, error, out=error)
         # Smooth L1 of x is c (x - c / 2) and its derivative is c, with c = clamp(x, -1, 1).
-        torch.clamp(x, -1.0, 1.0, out=c)
-        x.add_(c, alpha=-0.5).mul_(c)
-        total += x.sum().double()
+        torch.clamp(error, -1.0, 1.0, out=slope)
+        total += error.add_(slope, alpha=-0.5).mul_(slope).sum().double()
         if sums is not None:
-            sums.add(at, c)
+            sums.add(at, cosine, slope, wide[: at.stop - start])
     triples = float(batch) ** 3
     gradient = None if sums is None else (sums.gradient() / triples).to(student.dtype)
     return (total / triples).to(student.dtype), gradient
@@ -127,39 +130,32 @@ def _value_and_gradient(
 class _GradientSums:
     """Sums over the triples from which the gradient follows.
 
-    With c_ijk the slope of the loss at a_ijk and s_ij = sum_k c_ijk a_ijk, the gradient with respect to
-    the difference e_j - e_i is
-        t_ij = 2 [sum_k r_ij c_ijk r_ik (e_k - e_i) - s_ij r_ij^2 (e_j - e_i)],
-    it is added to row j and taken from row i. All of it is one (batch, batch) matrix, with rows that sum to
-    0, times the rows.
+    With c_ijk the slope of the loss at a_ijk, q_ijk = r_ij c_ijk r_ik and s_ij = sum_k c_ijk a_ijk, the
+    gradient with respect to the difference e_j - e_i is
+        t_ij = 2 [sum_k q_ijk (e_k - e_i) - s_ij r_ij^2 (e_j - e_i)],
+    added to row j and taken from row i. All of it is one (batch, batch) matrix, with rows that sum to 0,
+    times the rows. Close rows e_k and e_i cancel only if every sum holds the very same q: float64 sums.
     """
 
     def __init__(self, between: Differences, side: _Side) -> None:
-        self.between, self.side = between, side
-        self.inverse = torch.where(between.apart, 1.0 / between.lengths, 0.0)
+        self.between, self.inverse, self.narrow_inverse = between, side.inverse, side.narrow_inverse
         self.share = (between.lengths / SHORTEST_FOR_GRADIENT).clamp(max=1.0)
-        shape, dtype = between.gram.shape, side.gram.dtype
-        share = self.share.to(dtype)
-        self.columns = torch.stack((torch.ones_like(share), side.gram, share), dim=2)
-        self.weight = share * side.inverse
-        self.over_anchors = torch.zeros(shape, dtype=torch.float64, device=share.device)
-        self.over_third = share.new_empty(*shape, 3)
-        self.with_gram = torch.empty_like(share)
+        self.weight = (self.share * side.inverse).to(side.narrow_inverse.dtype)
+        self.over_anchor = torch.zeros_like(between.gram)
+        self.over_second, self.over_third = torch.empty_like(between.gram), torch.empty_like(between.gram)
+        self.with_cosine = torch.empty_like(self.weight)
 
-    def add(self, at: slice, c: Tensor) -> None:
-        """Add the triples of some anchors; ``c`` (anchors, batch, batch) is used up."""
-        c.mul_(self.side.inverse[at, None, :])
-        torch.bmm(c, self.columns[at], out=self.over_third[at])
-        self.with_gram[at] = torch.bmm(c.transpose(0, 1), self.side.gram[:, :, None])[:, :, 0].T
-        c.mul_(self.weight[at, :, None])
-        self.over_anchors += c.sum(dim=0)
+    def add(self, at: slice, cosine: Tensor, slope: Tensor, wide: Tensor) -> None:
+        """Add the triples of some anchors, (anchors, batch, batch); all three are used up."""
+        torch.sum(cosine.mul_(slope), dim=2, out=self.with_cosine[at])
+        wide.copy_(slope.mul_(self.narrow_inverse[at, None, :]).mul_(self.weight[at, :, None]))
+        torch.sum(wide, dim=2, out=self.over_third[at])
+        torch.sum(wide, dim=1, out=self.over_second[at])
+        self.over_anchor += wide.sum(dim=0)
 
     def gradient(self) -> Tensor:
         """Return the gradient of the sum over all triples with respect to the student's rows, float64."""
-        gram, r = self.between.gram, self.inverse
-        plain, with_anchor, shared = (self.over_third.double() * r[:, :, None]).unbind(dim=2)
-        s = r * self.with_gram.double() - (gram - gram.diagonal()[:, None]) * plain - with_anchor
-        pull = self.share * r.square() * s
-        matrix = self.over_anchors - (self.share * plain).T - shared + pull + pull.T
+        pull = self.share * self.inverse.square() * self.with_cosine.double()
+        matrix = self.over_anchor - self.over_third.T - self.over_second + pull + pull.T
         matrix -= torch.diag(matrix.sum(dim=1))
         return 2.0 * (matrix @ self.between.rows) / self.between.scale

@@ -22,7 +22,8 @@ def unit_rows(rows: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
     norms = torch.linalg.vector_norm(rows.detach(), dim=1, keepdim=True)
     has_direction = ~(norms <= SMALLEST_NORM)
     safe = torch.where(has_direction, rows, torch.ones_like(rows))
-    unit = safe / torch.linalg.vector_norm(safe, dim=1, keepdim=True) * has_direction
-    shortest = SHORTEST_FOR_GRADIENT * norms.square().mean().sqrt()
+    unit: Tensor = safe / torch.linalg.vector_norm(safe, dim=1, keepdim=True) * has_direction
+    shortest = (SHORTEST_FOR_GRADIENT * norms.double().square().mean().sqrt()).to(norms.dtype)
     share = torch.where(norms < shortest, norms / shortest, torch.ones_like(norms))
+    # The value of the second summand is 0: it only carries the gradient.
     return unit.detach() + share * (unit - unit.detach())

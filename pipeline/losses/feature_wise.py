@@ -2,14 +2,13 @@
 
 ``kind="mse"`` after a bias-free linear map (a 1x1 convolution) is the hint loss of FitNets (Romero et al.,
 ICLR 2015). ``kind="cosine"`` is the published choice of S-SONDO, ``"l1"`` and ``"mse"`` its alternatives
-(El Adlouni et al.).
+(El Adlouni et al., ICASSP 2026).
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor

@@ -22,7 +22,7 @@ def angle_wise(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def distances(rows: Tensor) -> Tensor:
-    """Return |e_i - e_j| (at least 1e-6, the diagonal 0) by direct differences, over the mean of those > 0."""
+    """Return |e_i - e_j| (at least 1e-6, diagonal 0) by direct differences, over the mean of those > 0."""
     squared = (rows.unsqueeze(0) - rows.unsqueeze(1)).square().sum(dim=2)
     apart = 1.0 - torch.eye(len(rows), dtype=rows.dtype)
     lengths = squared.clamp(min=1e-12).sqrt() * apart
