@@ -82,9 +82,10 @@ def noise_layer(generator: np.random.Generator, samples: int, rate_hz: int) -> n
     low = log_uniform(generator, 20.0, 2_000.0)
     high = min(low * log_uniform(generator, 2.0, 200.0), rate_hz / 2)
     hiss = noise.coloured(generator, samples, rate_hz, float(generator.uniform(0.0, 1.5)), (low, high))
-    return hiss * envelope(
+    hiss *= envelope(
         generator, samples, rate_hz, log_uniform(generator, 0.4, 8.0), float(generator.uniform(0.0, 30.0))
     )
+    return hiss
 
 
 def impulses_layer(generator: np.random.Generator, samples: int, rate_hz: int) -> np.ndarray:
