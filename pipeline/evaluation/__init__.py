@@ -1,0 +1,1 @@
+"""How good frozen embeddings are: tasks, probes, intervals, structure and projection."""

@@ -1,0 +1,62 @@
+"""Confidence intervals by resampling recordings (percentile bootstrap; Efron and Tibshirani, 1993)."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Bool
+
+LEVEL = 0.95
+
+
+def interval(
+    correct: Bool[np.ndarray, " clips"],
+    labels: np.ndarray,
+    groups: np.ndarray,
+    folds: np.ndarray,
+    *,
+    metric: str,
+    resamples: int,
+    seed: int,
+) -> tuple[float, float]:
+    """Return the 95 % interval of the mean over folds, groups (recordings, kits) drawn with replacement.
+
+    Clips of one recording stand or fall together, so it is recordings that are drawn, never clips. A fold
+    that a draw leaves empty is left out of that draw's mean.
+
+    Args:
+        correct: whether each clip was classified rightly.
+        labels, groups, folds: of each clip.
+        metric: ``accuracy`` or ``balanced_accuracy``.
+        resamples: number of draws; 0 gives (nan, nan).
+        seed: of the draws.
+    """
+    if resamples == 0:
+        return float("nan"), float("nan")
+    _, group_of = np.unique(groups, return_inverse=True)
+    cells = (
+        folds if metric == "accuracy" else np.array([f"{f}\t{y}" for f, y in zip(folds, labels, strict=True)])
+    )
+    cell_names, cell_of = np.unique(cells, return_inverse=True)
+    count = int(group_of.max()) + 1
+    right = np.zeros((count, len(cell_names)))
+    total = np.zeros((count, len(cell_names)))
+    np.add.at(right, (group_of, cell_of), correct)
+    np.add.at(total, (group_of, cell_of), 1)
+    generator = np.random.default_rng(seed)
+    weights = generator.multinomial(count, np.full(count, 1.0 / count), size=resamples).astype(np.float64)
+    drawn = weights @ total
+    with np.errstate(invalid="ignore"):
+        share = (weights @ right) / drawn
+    fold_of_cell = np.array([str(name).split("\t")[0] for name in cell_names])
+    per_fold = [_mean(share[:, fold_of_cell == fold]) for fold in np.unique(fold_of_cell)]
+    means = _mean(np.stack(per_fold, axis=1))
+    low, high = np.nanquantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """Return the mean of each row without its NaN; NaN for a row of nothing else."""
+    known = ~np.isnan(values)
+    count = known.sum(axis=1)
+    total = np.where(known, values, 0.0).sum(axis=1)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)

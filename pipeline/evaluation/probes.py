@@ -1,0 +1,101 @@
+"""Probes on frozen embeddings: k-nearest neighbours and logistic regression, fold by fold."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
+
+from pipeline.errors import OssicleError
+
+KNN, LINEAR = "knn", "linear"
+PROBES = (KNN, LINEAR)
+_MAX_ITERATIONS = 2_000
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """``neighbours`` of k-NN (cosine, no scaling); ``logistic_c`` of logistic regression on standardised features."""
+
+    neighbours: int = 5
+    logistic_c: float = 0.1
+
+
+def predict(
+    probe: str,
+    embedding: Float[np.ndarray, "clips dim"],
+    labels: np.ndarray,
+    folds: Int[np.ndarray, " clips"],
+    settings: ProbeSettings,
+) -> np.ndarray:
+    """Return the predicted label of every clip: each fold by a probe fitted on all other folds.
+
+    Args:
+        probe: ``knn`` or ``linear``.
+        embedding: frozen clip vectors.
+        labels: (clips,) true labels.
+        folds: fold of each clip.
+        settings: of the probes.
+
+    Raises:
+        OssicleError: an embedding is not finite, or there are fewer training clips than neighbours.
+    """
+    if not np.isfinite(embedding).all():
+        bad = int((~np.isfinite(embedding).all(axis=1)).sum())
+        raise OssicleError("embeddings hold NaN or infinity", got=f"{bad} of {len(embedding)} clips")
+    features = np.asarray(embedding, dtype=np.float64)
+    predicted = np.empty(len(labels), dtype=labels.dtype)
+    # Beside other busy processes, BLAS threads made logistic regression a hundred times slower (190 s for 2).
+    with threadpool_limits(limits=1, user_api="blas"), warnings.catch_warnings():
+        warnings.simplefilter("error", ConvergenceWarning)
+        for fold in np.unique(folds):
+            held_out = folds == fold
+            train = ~held_out
+            if probe == KNN and train.sum() < settings.neighbours:
+                raise OssicleError(
+                    "fewer training clips than neighbours", expected=settings.neighbours, got=int(train.sum())
+                )
+            model = _model(probe, settings)
+            try:
+                model.fit(features[train], labels[train])
+            except ConvergenceWarning as warning:
+                raise OssicleError(
+                    "logistic regression did not converge", got=str(warning).splitlines()[0],
+                    run="--set evaluate.logistic_c=0.01",
+                ) from warning  # fmt: skip
+            predicted[held_out] = model.predict(features[held_out])
+    return predicted
+
+
+def score(
+    correct: Bool[np.ndarray, " clips"], labels: np.ndarray, folds: np.ndarray, metric: str
+) -> list[float]:
+    """Return the score of each fold, in ascending order of fold, from 0 to 1.
+
+    ``accuracy`` is the share of clips that are right; ``balanced_accuracy`` the mean of that share over the
+    classes that the fold holds.
+    """
+    scores = []
+    for fold in np.unique(folds):
+        inside = folds == fold
+        if metric == "accuracy":
+            scores.append(float(correct[inside].mean()))
+            continue
+        recalls = [correct[inside & (labels == label)].mean() for label in np.unique(labels[inside])]
+        scores.append(float(np.mean(recalls)))
+    return scores
+
+
+def _model(probe: str, settings: ProbeSettings) -> KNeighborsClassifier | LogisticRegression:
+    if probe == KNN:
+        return KNeighborsClassifier(n_neighbors=settings.neighbours, metric="cosine", algorithm="brute")
+    regression = LogisticRegression(C=settings.logistic_c, max_iter=_MAX_ITERATIONS)
+    return make_pipeline(StandardScaler(), regression)

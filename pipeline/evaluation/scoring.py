@@ -1,0 +1,158 @@
+"""Scores of embeddings on a task, and what they say beside the teacher and the floor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from pipeline.config import EvaluateConfig
+from pipeline.evaluation import bootstrap, probes
+from pipeline.evaluation.clips import TaskClips
+
+TEACHER, STUDENT, INT8, RANDOM, LABELS, LOG_MEL = "teacher", "student", "int8", "random", "labels", "log_mel"
+
+
+@dataclass(frozen=True)
+class Model:
+    """Which model a score is of.
+
+    Attributes:
+        key: unique, fit for a file name: ``cnn4-seed1``, ``cnn4-seed1-int8``, ``teacher-aisfx``.
+        role: ``teacher``, ``student``, ``int8``, ``random``, ``labels`` or ``log_mel``.
+        name: the run's name, without its seed: ``cnn4``, ``aisfx``, ``mean_std``.
+        seed: of the run; None where there is none.
+        floor: key of the network whose random initialisations are its floor; equal for student and floor.
+        source: digest of the run or file it comes from.
+    """
+
+    key: str
+    role: str
+    name: str
+    seed: int | None = None
+    floor: str = ""
+    source: str = ""
+
+    @property
+    def label(self) -> str:
+        """The run's label as training called it."""
+        return self.name if self.seed is None else f"{self.name}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Score:
+    """One model, one task, one probe. ``score`` is the mean over ``folds``; ``low`` and ``high`` its 95 % interval."""
+
+    model: str
+    role: str
+    name: str
+    run: str
+    seed: int | None
+    floor: str
+    task: str
+    probe: str
+    score: float
+    low: float
+    high: float
+    folds: list[float]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the row of ``scores.json``."""
+        return asdict(self)
+
+
+def score_task(
+    clips: TaskClips,
+    models: Mapping[str, Model],
+    embeddings: Mapping[str, Float32[np.ndarray, "clips dim"]],
+    settings: EvaluateConfig,
+) -> list[Score]:
+    """Return the scores of every model under every probe; clips that no model could hear are left out of all.
+
+    Args:
+        clips: a labelled task.
+        models: by key.
+        embeddings: clip vectors by the same keys.
+        settings: probes, resamples and seed.
+    """
+    heard = np.ones(len(clips.frame), dtype=bool)
+    for vectors in embeddings.values():
+        heard &= ~np.isnan(vectors).all(axis=1)
+    frame = clips.frame[heard]
+    labels, groups = frame["label"].to_numpy(dtype=str), frame["group"].to_numpy(dtype=str)
+    folds = frame["fold"].to_numpy(dtype=np.int64)
+    probe_settings = probes.ProbeSettings(settings.neighbours, settings.logistic_c)
+    metric = clips.task.metric
+    rows = []
+    for key, model in models.items():
+        for probe in probes.PROBES:
+            predicted = probes.predict(probe, embeddings[key][heard], labels, folds, probe_settings)
+            correct = predicted == labels
+            per_fold = probes.score(correct, labels, folds, metric)
+            low, high = bootstrap.interval(
+                correct,
+                labels,
+                groups,
+                folds,
+                metric=metric,
+                resamples=settings.bootstrap,
+                seed=settings.seed,
+            )
+            rows.append(
+                Score(
+                    key, model.role, model.name, model.label, model.seed, model.floor, clips.task.name, probe,
+                    float(np.mean(per_fold)), low, high, per_fold,
+                )
+            )  # fmt: skip
+    return rows
+
+
+def summarise(scores: Sequence[Score]) -> list[dict[str, Any]]:
+    """Return one row a model name, role, task and probe: mean and spread over seeds, retention and share of the gap.
+
+    ``retention`` = student / teacher. ``share`` = (student - floor) / (teacher - floor): the part of the gap
+    between a random initialisation of the same network and its teacher that the student recovers; the floor is
+    the mean over all random seeds, the student one seed at a time, then mean and sample standard deviation
+    over seeds. None where there is no teacher or no floor, or where the teacher is not above the floor.
+    """
+    grouped: dict[tuple[str, str, str, str], list[Score]] = {}
+    for row in scores:
+        grouped.setdefault((row.task, row.probe, row.role, row.name), []).append(row)
+    summary = []
+    for (task, probe, role, name), rows in grouped.items():
+        values = [row.score for row in rows]
+        teacher = _mean(s.score for s in scores if (s.task, s.probe, s.role) == (task, probe, TEACHER))
+        floor = _mean(
+            s.score
+            for s in scores
+            if (s.task, s.probe, s.role, s.floor) == (task, probe, RANDOM, rows[0].floor) and rows[0].floor
+        )
+        compared = role in (STUDENT, INT8, LABELS)
+        retentions = [v / teacher for v in values] if compared and teacher else []
+        shares: list[float] = []
+        if compared and teacher is not None and floor is not None and teacher > floor:
+            shares = [(v - floor) / (teacher - floor) for v in values]
+        summary.append(
+            {
+                "task": task, "probe": probe, "role": role, "name": name, "seeds": len(values),
+                "mean": float(np.mean(values)), "spread": _spread(values),
+                "low": float(np.mean([row.low for row in rows])), "high": float(np.mean([row.high for row in rows])),
+                "teacher": teacher, "floor": floor,
+                "retention": _mean(retentions), "retention_spread": _spread(retentions),
+                "share": _mean(shares), "share_spread": _spread(shares),
+            }
+        )  # fmt: skip
+    return summary
+
+
+def _mean(values: Any) -> float | None:
+    found = list(values)
+    return float(np.mean(found)) if found else None
+
+
+def _spread(values: Sequence[float]) -> float | None:
+    """Return the sample standard deviation; None for fewer than two values."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None
