@@ -201,18 +201,16 @@ def _opened(path: os.PathLike[str] | str | bytes) -> Iterator[tuple[soundfile.So
 def _descriptor(path: os.PathLike[str] | str | bytes) -> int:
     try:
         mode = os.stat(path).st_mode  # noqa: PTH116 - pathlib refuses bytes names
-        if stat.S_ISDIR(mode):
-            raise rejection("directory", path)
-        if not stat.S_ISREG(mode):
-            raise rejection("not_a_file", path)
         # Non-blocking: the name may have become a FIFO since it was looked at.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC) if stat.S_ISREG(mode) else -1
     except ValueError as error:
         raise rejection("bad_name", path, error) from error
     except OSError as error:
         reasons = {errno.ELOOP: "symlink_loop", errno.ENOENT: "missing", errno.ENOTDIR: "missing"}
         reasons |= {errno.ENAMETOOLONG: "bad_name", errno.ENXIO: "not_a_file"}
         raise rejection(reasons.get(error.errno or 0, "unreadable"), path, error.strerror) from error
+    if descriptor < 0:
+        raise rejection("directory" if stat.S_ISDIR(mode) else "not_a_file", path)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise rejection("not_a_file", path)
