@@ -158,7 +158,6 @@ def _emulate(
             raise MeasurementError(
                 f"{model.name} failed on the emulated {cpu} (exit code {done.returncode})",
                 got=lines[-1] if lines else "no message",
-                run=f"rm -r {root.folder}, then again",
             )
         classes = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
         output = np.load(folder / "output.npy")
