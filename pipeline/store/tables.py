@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas
 import pyarrow
@@ -10,6 +13,9 @@ import pyarrow.parquet
 
 from pipeline.errors import MissingArtifactError, StoreError
 from pipeline.store.schema import NO_ROW, REJECT_COLUMNS
+
+# Names to values, one mapping a reject, or the same as a table.
+Rejects = pandas.DataFrame | Iterable[Mapping[str, Any]] | None
 
 
 def to_bytes(frame: pandas.DataFrame) -> bytes:
@@ -46,21 +52,21 @@ def read(path: Path) -> pandas.DataFrame:
     return frame
 
 
-def rejects_table(frame: pandas.DataFrame | None) -> pandas.DataFrame:
-    """Return ``frame`` with exactly the columns of ``rejects.parquet``; absent text is "", absent rows -1."""
-    given = pandas.DataFrame() if frame is None else frame
-    columns: dict[str, pandas.Series] = {}
-    for name in REJECT_COLUMNS:
-        if name == "row":
-            values = given.get(name, pandas.Series([NO_ROW] * len(given), index=given.index))
-            columns[name] = values.fillna(NO_ROW).astype("int64")
-        else:
-            values = given.get(name, pandas.Series([""] * len(given), index=given.index))
-            columns[name] = values.astype(object).where(values.notna(), "").map(_printable).astype("str")
-    return pandas.DataFrame(columns).reset_index(drop=True)
+def rejects_table(rejects: Rejects) -> pandas.DataFrame:
+    """Return exactly the columns of ``rejects.parquet``: absent text is "", an absent row -1.
+
+    Bytes of a file name that are not UTF-8 are written as ``\\xff``.
+    """
+    records: Iterable[Mapping[Any, Any]] = (
+        rejects.to_dict("records") if isinstance(rejects, pandas.DataFrame) else rejects or ()
+    )
+    # Cleaned before pandas sees them: it cannot even hold the lone surrogates of such a name.
+    cleaned = [{name: _cleaned(name, record.get(name)) for name in REJECT_COLUMNS} for record in records]
+    table = pandas.DataFrame(cleaned, columns=list(REJECT_COLUMNS))
+    return table.astype({name: "int64" if name == "row" else "str" for name in REJECT_COLUMNS})
 
 
-def merge_rejects(earlier: pandas.DataFrame, found: pandas.DataFrame) -> pandas.DataFrame:
+def merge_rejects(earlier: pandas.DataFrame, found: Rejects) -> pandas.DataFrame:
     """Return rejects without a row of ``earlier`` and all of ``found``, once each, in one order."""
     kept = rejects_table(earlier)
     merged = pandas.concat([kept[kept["row"] == NO_ROW], rejects_table(found)], ignore_index=True)
@@ -71,6 +77,10 @@ def merge_rejects(earlier: pandas.DataFrame, found: pandas.DataFrame) -> pandas.
     )
 
 
-def _printable(text: object) -> str:
-    # File names that are not UTF-8 carry lone surrogates, which no parquet string may hold.
-    return str(text).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+def _cleaned(name: str, value: Any) -> int | str:
+    missing = value is None or (isinstance(value, float) and math.isnan(value))
+    if name == "row":
+        return NO_ROW if missing else int(value)
+    return (
+        "" if missing else str(value).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    )

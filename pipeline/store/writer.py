@@ -55,7 +55,7 @@ class StoreWriter:
 
     @classmethod
     def create(
-        cls, folder: Path, rows: pandas.DataFrame, meta: StoreMeta, rejects: pandas.DataFrame | None = None
+        cls, folder: Path, rows: pandas.DataFrame, meta: StoreMeta, rejects: tables.Rejects = None
     ) -> StoreWriter:
         """Create the store, or open it again; arrays that it lacks are added beside those it has.
 
@@ -170,7 +170,7 @@ class StoreWriter:
             StoreError: a wrong shape, a reject outside the shard, or a non-finite value in a good row.
         """
         start, stop = self.meta.bounds(shard)
-        table = tables.rejects_table(pandas.DataFrame([dict(reject) for reject in rejects]))
+        table = tables.rejects_table(rejects)
         rejected = table["row"].to_numpy(dtype=numpy.int64) - start
         if len(rejected) and (rejected.min() < 0 or rejected.max() >= stop - start):
             raise StoreError(
@@ -335,7 +335,7 @@ def derive_tables(
         for shard in range(meta.shards)
         for reject in (read_commit(folder, spec, shard) or {"rejects": []})["rejects"]
     ]
-    rejects = tables.merge_rejects(earlier, pandas.DataFrame(records))
+    rejects = tables.merge_rejects(earlier, records)
     rejected = rows["row"].isin(rejects["row"])
     status = pandas.Series(numpy.where(rejected, REJECTED, OK), index=rows.index)
     return rows.assign(status=status), rejects

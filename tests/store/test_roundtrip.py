@@ -1,0 +1,151 @@
+"""What is written comes back, whoever reads it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy
+import pytest
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.store import zarr_layout
+from pipeline.store.reader import StoreReader
+from pipeline.store.writer import StoreWriter
+from tests.store import made_store
+
+
+def expected(values: numpy.ndarray, rejected: tuple[int, ...]) -> numpy.ndarray:
+    wanted = values.copy()
+    wanted[list(rejected)] = numpy.nan
+    return wanted
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    rows=st.integers(1, 70),
+    chunk_rows=st.integers(1, 9),
+    chunks_per_shard=st.integers(1, 5),
+    data=st.data(),
+)
+def test_any_size_comes_back(rows: int, chunk_rows: int, chunks_per_shard: int, data: st.DataObject) -> None:
+    rejected = tuple(sorted(data.draw(st.sets(st.integers(0, rows - 1), max_size=rows))))
+    made = made_store.content(rows, rejected)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = made_store.make_store(
+            Path(scratch) / "s", made, shard_rows=chunk_rows * chunks_per_shard, chunk_rows=chunk_rows
+        )
+        reader = StoreReader(folder)
+        assert sum(reader.shard_sizes) == rows
+        parts = [reader.read_shard(shard) for shard in range(len(reader.shard_sizes))]
+        for kind, values in (("spectrogram", made.log_mel), ("embedding", made.embedding)):
+            found = numpy.concatenate([part[kind] for part in parts])
+            assert found.dtype == values.dtype
+            numpy.testing.assert_array_equal(found, expected(values, rejected))
+        assert list(reader.rows.index[reader.rows["status"] == "rejected"]) == list(rejected)
+        assert list(reader.rejects["row"]) == list(rejected)
+
+
+def test_plain_zarr_opens_it(tmp_path: Path) -> None:
+    made = made_store.content(45, rejected=(3,))
+    folder = made_store.make_store(tmp_path / "s", made)
+    reader = StoreReader(folder)
+    for spec, values in ((reader.spectrogram, made.log_mel), (reader.embedding, made.embedding)):
+        group = zarr.open_group(folder / spec.path, mode="r")
+        assert group.attrs["ossicle"]["digest"] == spec.digest  # type: ignore[index]
+        numpy.testing.assert_array_equal(group[spec.data_name][:], expected(values, (3,)))
+        assert group[spec.data_name].metadata.zarr_format == 3
+
+
+def test_tensorstore_opens_it(tmp_path: Path) -> None:
+    tensorstore = pytest.importorskip(
+        "tensorstore", reason="tensorstore, a second Zarr reader, is not installed"
+    )
+    made = made_store.content(45, rejected=(3,))
+    folder = made_store.make_store(tmp_path / "s", made)
+    path = folder / StoreReader(folder).spectrogram.path / "log_mel"
+    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}}
+    found = tensorstore.open(spec).result().read().result()
+    numpy.testing.assert_array_equal(found, expected(made.log_mel, (3,)))
+
+
+def test_without_zarrs_the_same_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = made_store.content(45, rejected=(3,))
+    folder = made_store.make_store(tmp_path / "s", made)
+    fast = StoreReader(folder).read_shard(1)
+    monkeypatch.setattr(zarr_layout, "fast_pipeline_installed", lambda: False)
+    slow = StoreReader(folder)
+    for kind, values in slow.read_shard(1).items():
+        numpy.testing.assert_array_equal(values, fast[kind])
+    array = slow._open(slow.spectrogram, "log_mel")
+    assert type(array._async_array.codec_pipeline).__name__ == "BatchedCodecPipeline"
+
+
+def test_reading_leaves_zarrs_configuration_alone(tmp_path: Path) -> None:
+    before = zarr.config.get("codec_pipeline.path")
+    StoreReader(made_store.make_store(tmp_path / "s", made_store.content(9))).read_shard(0)
+    assert zarr.config.get("codec_pipeline.path") == before
+
+
+def test_uint8_is_within_half_a_step_of_each_row(tmp_path: Path) -> None:
+    made = made_store.content(45, rejected=(3,))
+    folder = made_store.make_store(tmp_path / "s", made, made_store.specs("uint8", "float16"))
+    reader = StoreReader(folder)
+    wanted = made.log_mel.astype(numpy.float64)
+    step = (wanted.max(axis=(1, 2)) - wanted.min(axis=(1, 2))) / 255
+    found = numpy.concatenate([reader.read_shard(shard)["spectrogram"] for shard in range(2)])
+    assert found.dtype == numpy.float16
+    assert numpy.isnan(found[3]).all()
+    kept = [row for row in range(45) if row != 3]
+    error = numpy.abs(found[kept].astype(numpy.float64) - wanted[kept]).max(axis=(1, 2))
+    rounding = numpy.spacing(numpy.abs(made.log_mel[kept]).max(axis=(1, 2)))  # of float16, at the end
+    assert (error <= step[kept] / 2 + rounding).all()
+    embedding = numpy.concatenate([reader.read_shard(shard)["embedding"] for shard in range(2)])
+    numpy.testing.assert_array_equal(embedding[kept], made.embedding[kept].astype(numpy.float16))
+
+
+def test_constant_rows_survive_uint8(tmp_path: Path) -> None:
+    made = made_store.content(9)
+    made.log_mel[4] = -11.5
+    folder = made_store.make_store(tmp_path / "s", made, made_store.specs("uint8"))
+    assert (StoreReader(folder).read_shard(0)["spectrogram"][4] == -11.5).all()
+
+
+def test_order_of_writing_does_not_show(tmp_path: Path) -> None:
+    made = made_store.content(100, rejected=(3, 64, 99))
+    forward = made_store.make_store(tmp_path / "a", made)
+    with StoreWriter.create(tmp_path / "b", made.rows, made_store.meta(made_store.specs(), 32, 8)) as writer:
+        for shard in (3, 1, 0, 2):
+            start, stop = writer.meta.bounds(shard)
+            for spec in reversed(writer.meta.arrays):
+                values = {"spectrogram": made.log_mel, "embedding": made.embedding}[spec.kind][start:stop]
+                writer.write_shard(shard, {spec.path: values}, made.rejects(start, stop))
+        writer.finish(config={}, inputs={})
+    assert made_store.file_bytes(tmp_path / "b") == made_store.file_bytes(forward)
+
+
+def test_processes_that_race_for_the_same_shards(tmp_path: Path) -> None:
+    made = made_store.content(200, rejected=(3, 199))
+    alone = made_store.make_store(tmp_path / "alone", made, shard_rows=16)
+    folder = tmp_path / "shared"
+    StoreWriter.create(folder, made.rows, made_store.meta(made_store.specs(), 16, 8)).close()
+    script = (
+        "from tests.store import made_store; from pipeline.store.writer import StoreWriter\n"
+        "import pathlib, random, sys\n"
+        "writer = StoreWriter.open(pathlib.Path(sys.argv[1]))\n"
+        "shards = list(range(13)); random.Random(int(sys.argv[2])).shuffle(shards)\n"
+        "made_store.write_pending(writer, made_store.content(200, rejected=(3, 199)), shards)\n"
+    )
+    top = Path(__file__).resolve().parents[2]
+    racing = [
+        subprocess.Popen([sys.executable, "-c", script, str(folder), str(n)], cwd=top) for n in range(3)
+    ]
+    assert [process.wait() for process in racing] == [0, 0, 0]
+    with StoreWriter.open(folder) as writer:
+        assert writer.pending() == []
+        writer.finish(config={}, inputs={})
+    assert made_store.file_bytes(folder) == made_store.file_bytes(alone)
