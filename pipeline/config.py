@@ -249,6 +249,9 @@ class EvaluateConfig(Section):
     logistic_c: float = Field(0.1, gt=0)
     bootstrap: int = Field(1_000, ge=0, description="resamples of recordings for the intervals")
     max_windows_per_clip: int = Field(3, ge=1)
+    random_floors: int = Field(
+        5, ge=0, description="random initialisations scored for each student that no random run of the recipe covers"
+    )
     seed: int = 0
 
 

@@ -16,6 +16,8 @@ from pipeline.evaluation.task import AudioSource, FoldPlan, Task
 from pipeline.manifest import Manifest
 
 UNLABELLED_CLIPS = 300
+OWN_FOLDS = 5
+OWN_CLIPS_AT_LEAST = 10
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,25 @@ def table_task(table: Path, label: str, group: str | None) -> Task:
         fold_column="fold" if folds.kind == "column" else None,
     )  # fmt: skip
     return Task(name=table.stem, title=table.name, licence="the user's own", audio=audio, folds=folds)
+
+
+def own_labels(manifest: Manifest) -> TaskClips | None:
+    """Return the task that the manifest's own labels make (a user's folder: its first level), or None.
+
+    Stratified folds of as many clips as the smallest usable class allows, five at most. A clip without a
+    label is left out, and so is a class of one clip. Fewer than ten clips are no task.
+    """
+    labelled = manifest.frame[manifest.frame["label"].astype(str) != ""]
+    sizes = labelled["label"].value_counts()
+    sizes = sizes[sizes >= 2]
+    if len(sizes) < 2 or sizes.sum() < OWN_CLIPS_AT_LEAST:
+        return None
+    folds = FoldPlan(kind="stratified_k_fold", count=int(max(2, min(OWN_FOLDS, sizes.min()))))
+    task = Task(
+        name="own_labels", title="The folder's own labels", licence="as in the manifest",
+        audio=AudioSource(source="manifest"), folds=folds,
+    )  # fmt: skip
+    return from_manifest(task, manifest)
 
 
 def unlabelled(manifest: Manifest, seed: int) -> TaskClips:

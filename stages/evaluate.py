@@ -1,0 +1,294 @@
+"""``ossicle evaluate``: probes on frozen embeddings, with teacher and floors always beside the students.
+
+The evaluation folder holds::
+
+    scores.json        models, tasks, rows (model x task x probe), summary (over seeds), structure, settings
+    projections.json   task -> {"clip_id", "label", "maps": {model key: [[x, y], ...]}}: t-SNE of the same clips
+    embeddings/<task>.<model key>.npz   embedding (clips, dim), clip_id, label, group, fold, unusable, digest
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from pipeline import artifact
+from pipeline import manifest as manifests
+from pipeline import recipe as recipes
+from pipeline.config import Recipe, digest
+from pipeline.errors import ConfigError, MissingArtifactError
+from pipeline.evaluation import clips as task_clips
+from pipeline.evaluation import projection, structure
+from pipeline.evaluation.clip_vectors import ClipVectors, embed_clips
+from pipeline.evaluation.clips import TaskClips
+from pipeline.evaluation.comparison import Comparison
+from pipeline.evaluation.scoring import RANDOM, STUDENT, TEACHER, Model, Score, score_task, summarise
+from pipeline.evaluation.task import read_task
+from pipeline.evaluation.window_batch import Windowing
+from stages import locations
+from stages.evaluate_table import score_table, share_table, structure_table
+
+SCHEMA = "ossicle-evaluation/1"
+INT8_FILE = "student_s8s8.onnx"
+NEIGHBOURS = 10
+CLIPS_AT_LEAST = 5
+
+
+def run(
+    recipe: Recipe,
+    *,
+    console: Console,
+    model: str | None = None,
+    manifest: Path | None = None,
+    label: str = "label",
+    group: str | None = None,
+) -> Path:
+    """Score the recipe's runs, or ``model``, on the recipe's tasks, or on ``manifest``.
+
+    Args:
+        recipe: its runs, tasks, teacher and probes.
+        console: for the bar and the tables.
+        model: ``teacher:NAME``, a run or export folder, or an ONNX file, instead of the recipe's runs.
+        manifest: CSV or Parquet of clips, instead of the recipe's tasks.
+        label: its label column.
+        group: its column of groups that folds must not split.
+
+    Returns:
+        The evaluation's folder.
+
+    Raises:
+        MissingArtifactError: no run is trained, or there is no manifest.
+        ConfigError: an unknown task, or one without its audio.
+        WeightsError: the teacher's weights are not there.
+    """
+    tasks = _tasks(recipe, manifest, label, group, console)
+    comparison = _comparison(recipe, model, console)
+    config = {
+        "evaluate": recipe.evaluate.model_dump(mode="json", exclude={"audio_roots", "tasks"}),
+        "window_seconds": recipe.embed.window_seconds,
+        "models": {key: asdict(found) for key, found in comparison.models.items()},
+        "code": 1,
+    }
+    inputs = {f"task:{task.task.name}": task.digest() for task in tasks}
+    inputs |= {f"model:{key}": embedder.digest() for key, embedder in comparison.embedders.items()}
+    folder = locations.evaluation_folder(recipe)
+    if model is not None or manifest is not None:
+        asked = digest({"model": model, "manifest": str(manifest), "label": label, "group": group})
+        folder = folder.parent / f"{recipe.name}-{asked[:12]}"
+    if artifact.is_finished(folder, artifact.identity("evaluation", config, inputs)):
+        console.print(f"evaluate: reused {folder}")
+        return folder
+    (folder / artifact.MARKER).unlink(missing_ok=True)
+    scores, projections = _evaluate(recipe, tasks, comparison, folder, console)
+    artifact.write_json(folder / "scores.json", scores)
+    artifact.write_json(folder / "projections.json", projections)
+    artifact.finish(folder, kind="evaluation", config=config, inputs=inputs, summary=_summary(scores))
+    _print(scores, console)
+    return folder
+
+
+def _tasks(
+    recipe: Recipe, table: Path | None, label: str, group: str | None, console: Console
+) -> list[TaskClips]:
+    if table is not None:
+        return [task_clips.from_table(task_clips.table_task(table, label, group), table)]
+    roots = recipe.evaluate.audio_roots
+    names = [*recipe.evaluate.tasks, *(name for name in roots if name not in recipe.evaluate.tasks)]
+    known = manifests.read(locations.manifest_folder(recipe))
+    found = []
+    for name in names:
+        task = read_task(name, recipes.DATA_MANIFESTS / "tasks")
+        if task.audio.source == "csv":
+            if name not in roots:
+                raise ConfigError(
+                    f"task {name!r} needs its audio", expected=f"a folder with {task.audio.file}",
+                    run=f"--set evaluate.audio_roots.{name}=FOLDER",
+                )  # fmt: skip
+            found.append(task_clips.from_csv(task, roots[name]))
+            continue
+        clips = task_clips.from_manifest(task, known)
+        if clips is None:
+            console.print(f"evaluate: no clips of {task.audio.dataset} in the manifest; {name} is left out")
+        else:
+            found.append(clips)
+    if not found:
+        found = [task_clips.own_labels(known) or task_clips.unlabelled(known, recipe.evaluate.seed)]
+        what = "the manifest's own labels" if found[0].labelled else "unlabelled clips, structure alone"
+        console.print(f"evaluate: none of the recipe's tasks is possible; using {what}")
+    for clips in found:
+        for name, count in clips.left_out.items():
+            console.print(
+                f"evaluate: {clips.task.name}: class {name} has too few members ({count} clips), left out"
+            )
+    return found
+
+
+def _comparison(recipe: Recipe, model: str | None, console: Console) -> Comparison:
+    comparison = Comparison()
+    comparison.add_teacher(recipe.embed, recipe.paths.cache)
+    if model is not None:
+        comparison.add_reference(model, recipe.embed, recipe.paths.cache)
+    else:
+        _add_runs(recipe, comparison, console)
+    comparison.add_missing_floors(recipe.evaluate.random_floors)
+    comparison.add_log_mel(recipe.embed.frontend)
+    return comparison
+
+
+def _add_runs(recipe: Recipe, comparison: Comparison, console: Console) -> None:
+    runs = recipes.expand(recipe)
+    trained = [run for run in runs if artifact.is_finished(locations.run_folder(run))]
+    if not trained:
+        raise MissingArtifactError(
+            "no trained run to evaluate", expected=", ".join(run.label for run in runs),
+            run=f"ossicle distill {recipe.name}",
+        )  # fmt: skip
+    for run in runs:
+        if run not in trained:
+            console.print(f"evaluate: {run.label} is not trained yet; left out")
+    for run in trained:
+        control = run.recipe.train.control
+        comparison.add_run(run.name, run.seed, control, locations.run_folder(run))
+        if control != "none" or not run.recipe.export.int8:
+            continue
+        export = locations.export_folder(run)
+        if artifact.is_finished(export) and (export / INT8_FILE).is_file():
+            comparison.add_int8(run.name, run.seed, locations.run_folder(run), export / INT8_FILE)
+        else:
+            console.print(
+                f"evaluate: {run.label} is not exported yet; no int8 row (ossicle export {recipe.name})"
+            )
+
+
+def _evaluate(
+    recipe: Recipe, tasks: list[TaskClips], comparison: Comparison, folder: Path, console: Console
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    windowing = Windowing(recipe.embed.window_seconds, recipe.evaluate.max_windows_per_clip)
+    rows: list[Score] = []
+    described, alike, projections = [], [], {}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        for clips in tasks:
+            name = clips.task.name
+            bar = progress.add_task(f"evaluate {name}", total=len(clips.frame))
+            vectors = embed_clips(
+                clips, comparison.embedders, windowing, folder / "embeddings",
+                lambda done, total, bar=bar: progress.update(bar, completed=done, total=total),  # type: ignore[misc]
+            )  # fmt: skip
+            progress.update(bar, description=f"evaluate {name}: probes", completed=len(clips.frame))
+            if clips.labelled:
+                rows += score_task(clips, comparison.models, vectors.embeddings, recipe.evaluate)
+            if _mask(vectors).sum() >= CLIPS_AT_LEAST:
+                alike += _structure(name, comparison.models, vectors)
+                projections[name] = _projections(recipe, clips, comparison.models, vectors)
+            else:
+                console.print(f"evaluate: {name}: too few clips for structure and projection")
+            described.append(_described(clips, vectors))
+    widths = {key: int(vectors.embeddings[key].shape[1]) for key in comparison.models}
+    scores = {
+        "schema": SCHEMA,
+        "recipe": recipe.name,
+        "headline": recipe.headline,
+        "models": [{**asdict(m), "label": m.label, "dim": widths[m.key]} for m in comparison.models.values()],
+        "tasks": described,
+        "rows": [row.as_json() for row in rows],
+        "summary": summarise(rows),
+        "structure": alike,
+        "settings": recipe.evaluate.model_dump(mode="json", exclude={"audio_roots"}),
+    }
+    return _without_nan(scores), projections
+
+
+def _described(clips: TaskClips, vectors: ClipVectors) -> dict[str, Any]:
+    frame, task = clips.frame, clips.task
+    return {
+        "name": task.name, "title": task.title, "about": task.about, "licence": task.licence, "metric": task.metric,
+        "labelled": clips.labelled, "clips": len(frame), "groups": int(frame["group"].nunique()),
+        "classes": {str(k): int(v) for k, v in frame["label"].value_counts().sort_index().items()},
+        "folds": sorted(int(fold) for fold in frame["fold"].unique()) if clips.labelled else [],
+        "left_out": clips.left_out, "unusable": [asdict(clip) for clip in vectors.unusable],
+    }  # fmt: skip
+
+
+def _structure(task: str, models: dict[str, Model], vectors: ClipVectors) -> list[dict[str, Any]]:
+    """Return CKA and neighbour overlap of every model with the teacher, and its effective rank."""
+    teacher = next((key for key, model in models.items() if model.role == TEACHER), None)
+    rows = []
+    for key, model in models.items():
+        embedding = _heard(vectors, key)
+        row: dict[str, Any] = {
+            "task": task,
+            "model": key,
+            "role": model.role,
+            "name": model.name,
+            "seed": model.seed,
+        }
+        row["effective_rank"] = structure.effective_rank(embedding)
+        if teacher is not None:
+            reference = _heard(vectors, teacher)
+            neighbours = min(NEIGHBOURS, len(embedding) - 1)
+            row["linear_cka"] = structure.linear_cka(embedding, reference)
+            row["neighbour_overlap"] = structure.neighbour_overlap(embedding, reference, neighbours)
+            row["neighbours"] = neighbours
+        rows.append(row)
+    return rows
+
+
+def _projections(
+    recipe: Recipe, clips: TaskClips, models: dict[str, Model], vectors: ClipVectors
+) -> dict[str, Any]:
+    """Return the maps of the teacher, one student (the headline run where there is one) and one floor."""
+    students = [m for m in models.values() if m.role == STUDENT]
+    shown = [m.key for m in models.values() if m.role == TEACHER][:1]
+    headline = [m for m in students if m.name == recipe.headline] or students
+    if headline:
+        floors = [m.key for m in models.values() if m.role == RANDOM and m.floor == headline[0].floor]
+        shown += [headline[0].key, *floors[:1]]
+    kept = clips.frame[_mask(vectors)]
+    maps = {
+        key: projection.tsne(_heard(vectors, key), recipe.evaluate.seed).round(3).tolist() for key in shown
+    }
+    return {"clip_id": list(kept["clip_id"]), "label": list(kept["label"]), "maps": maps}
+
+
+def _mask(vectors: ClipVectors) -> np.ndarray:
+    heard = np.ones(len(next(iter(vectors.embeddings.values()))), dtype=bool)
+    heard[[clip.row for clip in vectors.unusable]] = False
+    return heard
+
+
+def _heard(vectors: ClipVectors, key: str) -> np.ndarray:
+    return np.asarray(vectors.embeddings[key][_mask(vectors)])
+
+
+def _without_nan(value: Any) -> Any:
+    """Return ``value`` with NaN as None: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _summary(scores: dict[str, Any]) -> dict[str, Any]:
+    shown = [row for row in scores["summary"] if row["role"] in (STUDENT, TEACHER)]
+    keys = ("task", "probe", "role", "name", "seeds", "mean", "share", "retention")
+    return {"scores": [{key: row[key] for key in keys} for row in shown]}
+
+
+def _print(scores: dict[str, Any], console: Console) -> None:
+    for task in scores["tasks"]:
+        if task["unusable"]:
+            console.print(
+                f"evaluate: {task['name']}: {len(task['unusable'])} clips cannot be decoded (scores.json)"
+            )
+    if scores["summary"]:
+        console.print(score_table(scores))
+        console.print(share_table(scores))
+    console.print(structure_table(scores))
