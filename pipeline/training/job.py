@@ -180,7 +180,7 @@ def _train(
     )
     state = TrainingState(student, objective, config, job.work)
     check = partial(_check, state, held_out)
-    augment = _augmentation(config, float(student.mean))
+    augment = augmentation(config, float(student.mean))
     fit(
         state, loader, folder, augment=augment, validate=check, on_progress=on_progress, should_stop=should_stop
     )  # fmt: skip
@@ -190,7 +190,7 @@ def _train(
     return cast(NormalisedStudent, kept["student"]), {**summary, **check(), "steps": state.step}
 
 
-def _augmentation(config: TrainConfig, fill: float) -> Augment:
+def augmentation(config: TrainConfig, fill: float) -> Augment:
     """Return the exact augmentations of ``config``: a roll in time, then a masked band and span."""
 
     def augment(log_mel: Tensor, generator: torch.Generator) -> Tensor:

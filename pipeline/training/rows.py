@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import StoreError
+from pipeline.store.schema import OK
 
 Array = Literal["spectrogram", "embedding"]
 
@@ -30,7 +31,7 @@ class ShardReader(Protocol):
 def usable(reader: ShardReader, split: str) -> np.ndarray:
     """Return a mask ``(rows,)`` of the rows of ``split`` whose arrays are there."""
     rows = reader.rows
-    mask: np.ndarray = ((rows["status"] == "ok") & (rows["split"] == split)).to_numpy(dtype=bool)
+    mask: np.ndarray = ((rows["status"] == OK) & (rows["split"] == split)).to_numpy(dtype=bool, copy=True)
     return mask
 
 

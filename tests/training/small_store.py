@@ -36,7 +36,9 @@ def small_recipe(**changes: Any) -> Recipe:
     return recipes.change(Recipe(), {**base, **changes})
 
 
-def write_store(folder: Path, recipe: Recipe, rows: int = 200, seed: int = 3) -> Path:
+def write_store(
+    folder: Path, recipe: Recipe, rows: int = 200, seed: int = 3, validation: bool = True
+) -> Path:
     """Write a store: a hidden vector a row makes both its log-mel and its embedding; one row is rejected."""
     generator = np.random.default_rng(seed)
     frontend, embed = recipe.embed.frontend, recipe.embed
@@ -49,7 +51,7 @@ def write_store(folder: Path, recipe: Recipe, rows: int = 200, seed: int = 3) ->
     teacher += 0.3 * generator.standard_normal((rows, TEACHER_DIM))
     table = pd.DataFrame({
         "row": np.arange(rows), "key": [f"{i:064x}" for i in range(rows)],
-        "split": ["validation" if i % 5 == 0 else "train" for i in range(rows)],
+        "split": ["validation" if validation and i % 5 == 0 else "train" for i in range(rows)],
         "label": [CLASSES[c] if i % 3 else "" for i, c in enumerate(code)],
     })  # fmt: skip
     spectrogram = spectrogram_spec(frontend, FRAMES, embed.spectrogram_dtype)

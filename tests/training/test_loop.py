@@ -1,0 +1,186 @@
+"""The loop: what a step does, what it refuses, what it keeps."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipeline.config import TrainConfig
+from pipeline.data.loader import Batch
+from pipeline.errors import TrainingError
+from pipeline.training.loop import fit
+from pipeline.training.state import TrainingState
+
+ROWS, MELS, FRAMES, DIM = 6, 4, 5, 3
+
+
+class _Loader:
+    """Endless batches, each a function of its number."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            generator = torch.Generator().manual_seed(self.number)
+            self.number += 1
+            yield Batch(
+                torch.arange(ROWS) + 100 * (self.number - 1),
+                torch.randn(ROWS, MELS, FRAMES, generator=generator).half(),
+                torch.randn(ROWS, DIM, generator=generator),
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"number": self.number}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.number = state["number"]
+
+
+class _Student(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, DIM, 3)
+        self.norm = nn.BatchNorm2d(DIM)
+
+    def forward(self, log_mel: Tensor) -> Tensor:
+        embedding: Tensor = self.norm(self.conv(log_mel)).mean(dim=(2, 3))
+        return embedding
+
+
+class _Squares(nn.Module):
+    def __init__(self, bad_step: int = -1) -> None:
+        super().__init__()
+        self.head = nn.Linear(DIM, DIM)
+        self.bad_step, self.calls = bad_step, 0
+
+    def forward(self, embedding: Tensor, index: Tensor, teacher: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = (self.head(embedding) - teacher).square().mean()
+        if self.calls == self.bad_step:
+            loss = loss * float("nan")
+        self.calls += 1
+        return loss, {"squares": loss}
+
+
+def _state(bad_step: int = -1, **changes: Any) -> TrainingState:
+    torch.manual_seed(0)
+    defaults = {"steps": 12, "warmup_steps": 2, "amp": "off", "validate_every": 4, "batch_size": ROWS}
+    return TrainingState(_Student(), _Squares(bad_step), TrainConfig(**{**defaults, **changes}), "w" * 64)
+
+
+def _fit(state: TrainingState, folder: Path, figures: Any = dict) -> None:
+    folder.mkdir(exist_ok=True)
+    fit(state, _Loader(), folder, augment=lambda log_mel, generator: log_mel, validate=figures)
+
+
+def test_a_step_equals_adamw_written_out(tmp_path: Path) -> None:
+    """Loshchilov and Hutter, 2019, algorithm 2, on every weight, with the clipping before it."""
+    state = _state(steps=1, warmup_steps=1, learning_rate=0.05, weight_decay=0.3, clip_norm=0.01)
+    model = copy.deepcopy(state.model)
+    batch = next(iter(_Loader()))
+    assert batch.spectrogram is not None
+    embedding = model["student"](batch.spectrogram.float().unsqueeze(1))
+    total, _ = model["objective"](embedding, batch.index, batch.embedding)
+    gradients = torch.autograd.grad(total, list(model.parameters()))
+    norm = torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
+    assert norm > 0.01
+    _fit(state, tmp_path)
+    pairs = zip(model.named_parameters(), gradients, state.model.parameters(), strict=True)
+    for (name, before), gradient, after in pairs:
+        clipped = gradient * 0.01 / norm
+        first, second = 0.1 * clipped / (1 - 0.9), 0.001 * clipped.square() / (1 - 0.999)
+        decayed = before * (1 - 0.05 * (0.3 if before.ndim > 1 else 0.0))
+        want = decayed - 0.05 * first / (second.sqrt() + 1e-8)
+        torch.testing.assert_close(after, want, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_the_average_follows_its_recursion(tmp_path: Path) -> None:
+    decay = 0.7
+    seen: list[dict[str, Tensor]] = []
+    state = _state(ema_decay=decay, validate_every=1, steps=6)
+
+    def keep() -> dict[str, float]:
+        seen.append({k: v.clone().double() for k, v in state.model.state_dict().items()})
+        return {}
+
+    _fit(state, tmp_path, keep)
+    want = seen[0]
+    for later in seen[1:]:
+        want = {name: decay * value + (1 - decay) * later[name] for name, value in want.items()}
+    for name, value in state.kept.state_dict().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value.double(), want[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_a_loss_that_is_not_finite_names_step_and_rows(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="loss is not finite at step 5") as raised:
+        _fit(_state(bad_step=5), tmp_path)
+    bad = json.loads((tmp_path / "bad_batch.json").read_text())
+    assert bad["rows"] == [500 + i for i in range(ROWS)]
+    assert bad["step"] == 5
+    assert "bad_batch.json" in str(raised.value)
+
+
+def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(tmp_path: Path) -> None:
+    state = _state()
+
+    class Root(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(DIM, DIM)
+
+        def forward(
+            self, embedding: Tensor, index: Tensor, teacher: Tensor
+        ) -> tuple[Tensor, dict[str, Tensor]]:
+            # The root's slope at 0 is infinite: a finite loss with a gradient that is not.
+            loss = (embedding * 0).square().sum().sqrt() + self.head(embedding).sum() * 0
+            return loss, {}
+
+    state.model["objective"] = Root()
+    before = {k: v.clone() for k, v in state.model.named_parameters()}
+    with pytest.raises(TrainingError, match="gradient is not finite at step 0"):
+        _fit(state, tmp_path)
+    assert all(torch.equal(v, before[k]) for k, v in state.model.named_parameters())
+
+
+def test_early_stopping_keeps_the_best_weights(tmp_path: Path) -> None:
+    figures = iter([3.0, 2.0, 2.5, 2.0, 1.0])
+    seen: list[dict[str, Tensor]] = []
+    state = _state(early_stopping=2, validate_every=2, steps=100)
+
+    def validate() -> dict[str, float]:
+        seen.append({k: v.clone() for k, v in state.model.state_dict().items()})
+        return {"validation_loss": next(figures)}
+
+    _fit(state, tmp_path, validate)
+    assert state.step == 8
+    for name, value in state.kept.state_dict().items():
+        assert torch.equal(value, seen[1][name]), name
+
+
+def test_without_early_stopping_the_last_weights_stay(tmp_path: Path) -> None:
+    figures = iter([1.0, 2.0, 3.0])
+    state = _state()
+    _fit(state, tmp_path, lambda: {"validation_loss": next(figures)})
+    assert state.step == 12
+    assert not state.best
+
+
+@pytest.mark.parametrize("amp", ["bfloat16", "float16"])
+def test_mixed_precision_keeps_weights_and_loss_in_float32(tmp_path: Path, amp: str) -> None:
+    exact, mixed = _state(steps=4), _state(steps=4, amp=amp)
+    _fit(exact, tmp_path / "exact")
+    _fit(mixed, tmp_path / "mixed")
+    for (name, want), got in zip(exact.model.named_parameters(), mixed.model.parameters(), strict=True):
+        assert got.dtype == torch.float32
+        torch.testing.assert_close(got, want, rtol=0, atol=2e-2, msg=name)
+    assert any(
+        not torch.equal(a, b) for a, b in zip(exact.model.parameters(), mixed.model.parameters(), strict=True)
+    )
