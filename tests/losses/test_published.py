@@ -27,12 +27,12 @@ def realistic(batch: int, student_dim: int, teacher_dim: int, offset: float) -> 
 
 
 @pytest.mark.parametrize("offset", [0.0, 1.0, 30.0])
-@pytest.mark.parametrize("batch", [5, 33, 128])
+@pytest.mark.parametrize("batch", [6, 33, 128])
 @pytest.mark.parametrize("name", ["angle_wise", "distance_wise"])
 def test_equal_to_the_published_formula(name: str, batch: int, offset: float) -> None:
     ours = {"angle_wise": angle_wise, "distance_wise": distance_wise}[name]
     literal = getattr(published, name)
-    student, teacher = realistic(max(batch, 6), 24, 64, offset)
+    student, teacher = realistic(batch, 24, 64, offset)
     want = literal(student.double(), teacher.double())
     assert ours(student, teacher).item() == pytest.approx(want.item(), rel=1e-5)
     got_gradient = gradient_of(ours, student, teacher).double()
