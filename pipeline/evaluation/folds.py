@@ -47,12 +47,11 @@ def assign_folds(frame: pd.DataFrame, plan: FoldPlan, name: str) -> tuple[pd.Dat
     fold = np.full(len(kept), NO_FOLD, dtype=np.int64)
     options = {"n_splits": plan.count, "shuffle": True, "random_state": plan.seed}
     drawer = StratifiedGroupKFold(**options) if plan.kind == "grouped_k_fold" else StratifiedKFold(**options)
+    groups = kept["group"].to_numpy(dtype=str) if plan.kind == "grouped_k_fold" else None
     with warnings.catch_warnings():
         # A class in fewer groups than folds is missing from some folds; that is what grouping by kit means.
         warnings.filterwarnings("ignore", message="The least populated class")
-        for number, (_, held_out) in enumerate(
-            drawer.split(labels, labels, kept["group"].to_numpy(dtype=str))
-        ):
+        for number, (_, held_out) in enumerate(drawer.split(labels, labels, groups)):
             fold[held_out] = number
     return kept.assign(fold=fold), left_out
 

@@ -77,6 +77,8 @@ def read_task(name: str, folder: Path) -> Task:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
     except ValidationError as error:
-        detail = error.errors()[0]
-        key = ".".join(str(part) for part in detail["loc"]) or "task"
-        raise ConfigError(f"{path}: {key}: {detail['msg'].removeprefix('Value error, ')}") from error
+        problems = [
+            f"{'.'.join(str(part) for part in detail['loc']) or 'task'}: {detail['msg'].removeprefix('Value error, ')}"
+            for detail in error.errors()
+        ]
+        raise ConfigError(f"{path}: {'; '.join(problems)}") from error

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.config import TeacherConfig
 from pipeline.errors import ConfigError, UnknownNameError, WeightsError
-from pipeline.teachers import precision
+from pipeline.processor import bfloat16_is_faster
 from pipeline.teachers.aisfx import Aisfx, AisfxTeacher
 from pipeline.teachers.base import Teacher
 from pipeline.teachers.registry import build_teacher, teachers
@@ -128,8 +128,8 @@ def test_unknown_teacher_names_near_matches() -> None:
 def test_bfloat16_only_where_it_is_faster(text: str, faster: bool, tmp_path: Path) -> None:
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text(text)
-    assert precision.bfloat16_is_faster(torch.device("cpu"), cpuinfo) is faster
-    assert precision.bfloat16_is_faster(torch.device("cpu"), tmp_path / "absent") is False
+    assert bfloat16_is_faster(torch.device("cpu"), cpuinfo) is faster
+    assert bfloat16_is_faster(torch.device("cpu"), tmp_path / "absent") is False
 
 
 @pytest.mark.parametrize("device", ["tpu9", "cuda:99", "mps"])
