@@ -61,9 +61,7 @@ def run(recipe: Recipe, *, console: Console, host: str | None = None) -> Path:
     runs = _exported(recipe, console)
     folder = locations.benchmark_folder(recipe)
     config, inputs = _identity(recipe, runs)
-    if artifact.is_finished(folder, artifact.identity("benchmark", config, inputs)) and not _worth_retrying(
-        folder
-    ):
+    if _is_reusable(folder, artifact.identity("benchmark", config, inputs)):
         console.print(f"benchmark: reused from {folder}")
     else:
         _measure(recipe, runs, folder, console)
@@ -74,7 +72,8 @@ def run(recipe: Recipe, *, console: Console, host: str | None = None) -> Path:
     record = _read(folder)
     board_host = host or recipe.benchmark.host
     board = _time_on_board(recipe, runs, folder, board_host, console) if board_host else None
-    console.print(benchmark_table.table(record, board))
+    width = None if console.is_terminal else benchmark_table.WIDTH
+    console.print(benchmark_table.table(record, board), width=width, crop=width is None)
     for note in benchmark_table.notes(record):
         console.print(f"benchmark: {note}")
     return folder
@@ -118,10 +117,12 @@ def _identity(recipe: Recipe, runs: list[Run]) -> tuple[dict[str, Any], dict[str
     return config, {one.label: artifact.read(locations.export_folder(one)).digest for one in runs}
 
 
-def _worth_retrying(folder: Path) -> bool:
-    """Whether ARM counts are absent for a reason that has gone away: a program was installed since."""
-    before = artifact.read(folder).summary.get("arm_missing")
-    return before is not None and before.get("cause") is not None and arm_root.missing() is None
+def _is_reusable(folder: Path, work: str) -> bool:
+    """Whether these figures are there, ARM's too unless what they lacked (apt, a compiler) is lacking still."""
+    if not artifact.is_finished(folder, work) or not (folder / RESULT).is_file():
+        return False
+    before = artifact.read(folder).summary["arm_missing"]
+    return before is None or before["cause"] is None or arm_root.missing() is not None
 
 
 def _measure(recipe: Recipe, runs: list[Run], folder: Path, console: Console) -> None:
@@ -154,6 +155,8 @@ def _measure(recipe: Recipe, runs: list[Run], folder: Path, console: Console) ->
         "provenance": artifact.provenance(),
         "rows": [*(model.row for model in models), *teachers],
     }
+    # An older marker must not vouch for new figures if we are stopped between the two files.
+    (folder / artifact.MARKER).unlink(missing_ok=True)
     artifact.write_json(folder / RESULT, record)
 
 

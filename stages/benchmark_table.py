@@ -7,6 +7,7 @@ from typing import Any
 from rich.table import Table
 
 ABSENT = "-"
+WIDTH = 190  # columns, where the output is no terminal and has no width of its own
 
 
 def table(record: dict[str, Any], board: dict[str, Any] | None = None) -> Table:
