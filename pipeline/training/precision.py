@@ -8,6 +8,7 @@ import torch
 
 from pipeline.config import TrainConfig
 from pipeline.errors import ConfigError
+from pipeline.processor import bfloat16_is_faster
 
 
 def device_of(config: TrainConfig) -> torch.device:
@@ -30,18 +31,9 @@ def device_of(config: TrainConfig) -> torch.device:
     return device
 
 
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 in hardware."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    # Private in torch 2.13, and the only place where torch says it; absent means unknown, so float32.
-    asks = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return device.type == "cpu" and asks is not None and bool(asks())
-
-
 def autocast_dtype(config: TrainConfig, device: torch.device) -> torch.dtype | None:
     """Return the dtype that autocast uses, or None for plain float32."""
-    if config.amp == "off" or (config.amp == "auto" and not has_bfloat16(device)):
+    if config.amp == "off" or (config.amp == "auto" and not bfloat16_is_faster(device)):
         return None
     return torch.float16 if config.amp == "float16" else torch.bfloat16
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from pipeline.config import TeacherConfig
 from pipeline.errors import ConfigError, UnknownNameError, WeightsError
 from pipeline.processor import bfloat16_is_faster
+from pipeline.teachers import precision
 from pipeline.teachers.aisfx import Aisfx, AisfxTeacher
 from pipeline.teachers.base import Teacher
 from pipeline.teachers.registry import build_teacher, teachers
