@@ -122,17 +122,20 @@ def recompute(
     clips = manifest.read(locations.manifest_folder(recipe))
     renderer = Renderer(ClipReader(clips, embed.window_seconds, recipe.manifest.peak_floor), embed.views)
     log_mel = LogMel(frontend)
-    samples = frame_count(embed.window_seconds, frontend.sample_rate_hz)
+
+    def heard(wave: numpy.ndarray, rate_hz: int) -> numpy.ndarray:
+        return fit(resample(wave, SAMPLE_RATE_HZ, rate_hz), frame_count(embed.window_seconds, rate_hz))
 
     def make(rows: pandas.DataFrame) -> dict[str, numpy.ndarray]:
         made: dict[str, list[Any]] = {"spectrogram": [], "embedding": []}
         for first in range(0, len(rows), embed.teacher.batch_size):
             batch = rows.iloc[first : first + embed.teacher.batch_size].to_dict("records")
-            heard = [renderer.render({str(name): value for name, value in row.items()}) for row in batch]
-            student = [fit(resample(w, SAMPLE_RATE_HZ, frontend.sample_rate_hz), samples) for w in heard]
+            waves = [renderer.render({str(name): value for name, value in row.items()}) for row in batch]
+            student = numpy.stack([heard(wave, frontend.sample_rate_hz) for wave in waves])
             with torch.inference_mode():
-                made["spectrogram"].append(log_mel(torch.from_numpy(numpy.stack(student))).numpy())
-            made["embedding"].append(teacher.embed(torch.from_numpy(numpy.stack(heard)))["embedding"].numpy())
+                made["spectrogram"].append(log_mel(torch.from_numpy(student)).numpy())
+            windows = torch.from_numpy(numpy.stack([heard(wave, teacher.sample_rate_hz) for wave in waves]))
+            made["embedding"].append(teacher.embed(windows)["embedding"].numpy())
         return {kind: numpy.concatenate(parts) for kind, parts in made.items()}
 
     return make

@@ -72,11 +72,15 @@ class Arena:
         self.index[begin : begin + part.rows] = rows + first_row
         for kind in self.kinds:
             target = self.values[kind][begin : begin + part.rows]
-            direct = part.rows == size and target.dtype == stored_dtype(self.reader, kind)
-            if direct:
+            same_type = target.dtype == stored_dtype(self.reader, kind)
+            if part.rows == size and same_type:
                 self.reader.read_shard(part.shard, (kind,), out={kind: target})
+                continue
+            values = self.reader.read_shard(part.shard, (kind,))[kind]
+            if same_type:
+                numpy.take(values, rows, axis=0, out=target, mode="clip")
             else:
-                target[...] = self.reader.read_shard(part.shard, (kind,))[kind][rows]
+                target[...] = values[rows]
 
 
 def stored_dtype(reader: StoreReader, kind: str) -> numpy.dtype:

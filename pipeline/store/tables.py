@@ -66,7 +66,7 @@ def rejects_table(rejects: Rejects) -> pandas.DataFrame:
     return table.astype({name: "int64" if name == "row" else "str" for name in REJECT_COLUMNS})
 
 
-def merge_rejects(earlier: pandas.DataFrame, found: Rejects) -> pandas.DataFrame:
+def merge_rejects(earlier: Rejects, found: Rejects) -> pandas.DataFrame:
     """Return rejects without a row of ``earlier`` and all of ``found``, once each, in one order."""
     kept = rejects_table(earlier)
     merged = pandas.concat([kept[kept["row"] == NO_ROW], rejects_table(found)], ignore_index=True)

@@ -170,7 +170,10 @@ class StoreWriter:
             StoreError: a wrong shape, a reject outside the shard, or a non-finite value in a good row.
         """
         start, stop = self.meta.bounds(shard)
-        table = tables.rejects_table(rejects)
+        # A row that another array lacks is missing here too, whether they were written together or a kill apart.
+        known = [record for spec in self.meta.arrays if (record := read_commit(self.folder, spec, shard))]
+        earlier = [reject for record in known for reject in record["rejects"]]
+        table = tables.merge_rejects(None, [*rejects, *earlier])
         rejected = table["row"].to_numpy(dtype=numpy.int64) - start
         if len(rejected) and (rejected.min() < 0 or rejected.max() >= stop - start):
             raise StoreError(
