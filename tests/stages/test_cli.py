@@ -67,7 +67,7 @@ def test_help_loads_no_heavy_library(tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (["distill", "demo", "--set", "student.nmae=cnn4"], "did you mean name"),
-        (["distill", "demo", "--set", "student.name=micronet_m9"], "micronet_m0"),
+        (["distill", "demo", "--set", "student.name=micronet_m9"], "did you mean micronet_m3"),
         (["embed", "nowhere.toml"], "no recipe"),
         (["distill", "demo", "--set", "loss.feature=0"], "every loss weight is 0"),
         (["distill", "demo"], "make manifest"),
