@@ -115,9 +115,9 @@ M3 = MicroNetConfig(
 def scaled(config: MicroNetConfig, width: float) -> MicroNetConfig:
     """Return ``config`` with every channel count multiplied by ``width``; at 1 it is the published network.
 
-    A block's output is rounded to the nearest multiple of 4 below 32 channels and of 8 above; the stem keeps
-    the outputs of each of its groups and scales their number. Group counts stay as published where they divide
-    the new channels, else become the largest divisor below.
+    A block's output is rounded to the nearest multiple of 4 below 32 channels and of 8 above. The stem keeps
+    the outputs of each of its groups and scales their number. Groups stay as published where they divide the
+    new channels, else become the largest divisor below.
     """
     outer, inner = config.stem_groups
     outer = round_channels(width * outer, 1)

@@ -140,8 +140,9 @@ class MobileVitBlock(nn.Module):
         rows, columns = (height + 1) // PATCH, (width + 1) // PATCH
         if self.odd_size == "pad":
             x = F.pad(x, (0, PATCH * columns - width, 0, PATCH * rows - height))
-        else:
-            x = self._stretch(x, PATCH * rows, PATCH * columns)
+        elif torch.compiler.is_exporting() or height % PATCH or width % PATCH:
+            # An exported graph cannot choose at run time, so it always resizes: to the same size, the identity.
+            x = F.interpolate(x, size=(PATCH * rows, PATCH * columns), mode="bilinear", align_corners=True)
         x = self.conv_1x1(self.conv_kxk(x))
         batch, dim = x.shape[0], x.shape[1]
         x = x.reshape(batch, dim, rows, PATCH, columns, PATCH).permute(0, 1, 3, 5, 2, 4)
@@ -149,12 +150,6 @@ class MobileVitBlock(nn.Module):
         x = x.reshape(batch, dim, PATCH, PATCH, rows, columns).permute(0, 1, 4, 2, 5, 3)
         out: Tensor = self.conv_proj(x.reshape(batch, dim, PATCH * rows, PATCH * columns))
         return out[:, :, :height, :width] if self.odd_size == "pad" else out
-
-    def _stretch(self, x: Tensor, height: int, width: int) -> Tensor:
-        # An exported graph cannot choose at run time, so it always resizes: to the same size, the identity.
-        if not torch.compiler.is_exporting() and (height, width) == x.shape[2:]:
-            return x
-        return F.interpolate(x, size=(height, width), mode="bilinear", align_corners=True)
 
 
 class Head(nn.Module):

@@ -35,6 +35,5 @@ def build_student(config: StudentConfig, mels: int) -> Student:
 
     Raises:
         UnknownNameError: no student has that name (near matches are listed).
-        ConfigError: the family cannot take so few mel bands.
     """
     return students.build(config.name, config, mels)
