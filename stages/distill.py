@@ -40,8 +40,7 @@ def run(recipe: Recipe, *, console: Console, only: tuple[str, ...] = ()) -> Path
         TrainingError: a run failed; the others were trained all the same.
         KeyboardInterrupt: stopped; every run has its checkpoint.
     """
-    chosen = _chosen(recipe, only)
-    jobs = [_job(run) for run in chosen]
+    jobs = jobs_of(recipe, only)
     done = [job for job in jobs if artifact.is_finished(job.folder, job.work)]
     finished = {job.run.label: Outcome("done", artifact.read(job.folder).summary) for job in done}
     for label in finished:
@@ -58,7 +57,7 @@ def run(recipe: Recipe, *, console: Console, only: tuple[str, ...] = ()) -> Path
                 console.print(f"distill: stopped; to go on: ossicle distill {recipe.name} (same options)")
                 raise
     console.print(_table(jobs, outcomes))
-    failed = {label: outcome.error for label, outcome in outcomes.items() if outcome.state != "done"}
+    failed = {label: _why(outcome) for label, outcome in outcomes.items() if outcome.state != "done"}
     if failed:
         raise TrainingError(
             f"{len(failed)} of {len(jobs)} runs failed",
@@ -66,6 +65,15 @@ def run(recipe: Recipe, *, console: Console, only: tuple[str, ...] = ()) -> Path
             run="the same command trains only what is not finished",
         )
     return jobs[0].folder if len(jobs) == 1 else locations.root(recipe) / "run"
+
+
+def _why(outcome: Outcome) -> str:
+    return outcome.error if outcome.state == "failed" else f"asked to stop at step {outcome.step}"
+
+
+def jobs_of(recipe: Recipe, only: tuple[str, ...] = ()) -> list[Job]:
+    """Return the jobs of the chosen runs, finished ones too; arguments and errors as in ``run``."""
+    return [_job(run) for run in _chosen(recipe, only)]
 
 
 def _chosen(recipe: Recipe, only: tuple[str, ...]) -> list[Run]:

@@ -24,7 +24,7 @@ from tests.training.small_store import losses, run_text, small_job, small_recipe
 KILLS = 20
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "average": {"train.ema_decay": 0.8},
+    "average": {"train.ema_decay": 0.8, "targets.transform": "none"},
     "bfloat16": {"train.amp": "bfloat16"},
     "early stopping": {"train.early_stopping": 2, "train.learning_rate": 0.2, "train.validate_every": 3},
     "relational": {"loss.distance": 1.0, "loss.angle": 2.0, "loss.cosine": 1.0, "loss.feature": 0.0},

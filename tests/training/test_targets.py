@@ -113,14 +113,17 @@ def test_fidelity_falls_with_fewer_components(embeddings: np.ndarray) -> None:
     assert 0 <= figures[2]["held_out_neighbour_overlap"] <= 1
 
 
-def test_saved_and_loaded_is_the_same(embeddings: np.ndarray, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["none", "standardise", "whiten"])
+def test_saved_and_loaded_is_the_same(embeddings: np.ndarray, tmp_path: Path, kind: str) -> None:
     path = tmp_path / "targets.safetensors"
     held_out = torch.from_numpy(embeddings[300:])
-    transform, summary = targets.fit_and_save([embeddings[:300]], held_out, TargetsConfig(components=5), path)
+    transform, summary = targets.fit_and_save(
+        [embeddings[:300]], held_out, TargetsConfig(transform=kind, components=5), path
+    )
     assert torch.equal(targets.load(path)(held_out), transform(held_out))
     with safetensors.safe_open(str(path), "pt") as file:
-        assert file.metadata()["transform"] == "whiten"
-    assert summary["target_dim"] == 5
+        assert file.metadata()["transform"] == kind
+    assert summary["target_dim"] == (5 if kind == "whiten" else DIM)
 
 
 def test_a_missing_or_foreign_file_is_refused(tmp_path: Path) -> None:
