@@ -72,8 +72,7 @@ def run(recipe: Recipe, *, console: Console, host: str | None = None) -> Path:
     record = _read(folder)
     board_host = host or recipe.benchmark.host
     board = _time_on_board(recipe, runs, folder, board_host, console) if board_host else None
-    width = None if console.is_terminal else benchmark_table.WIDTH
-    console.print(benchmark_table.table(record, board), width=width, crop=width is None)
+    console.print(benchmark_table.text(record, board), markup=False, soft_wrap=True)
     for note in benchmark_table.notes(record):
         console.print(f"benchmark: {note}")
     return folder

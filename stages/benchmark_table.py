@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
+from rich import box
+from rich.console import Console
 from rich.table import Table
 
 ABSENT = "-"
-WIDTH = 190  # columns, where the output is no terminal and has no width of its own
+WIDTH = 240
+
+
+def text(record: dict[str, Any], board: dict[str, Any] | None = None) -> str:
+    """Return ``table`` as text at its own width: figures are never cut to fit a narrow terminal or a log."""
+    stream = io.StringIO()
+    Console(file=stream, width=WIDTH).print(table(record, board))
+    return stream.getvalue().rstrip()
 
 
 def table(record: dict[str, Any], board: dict[str, Any] | None = None) -> Table:
@@ -16,7 +26,11 @@ def table(record: dict[str, Any], board: dict[str, Any] | None = None) -> Table:
     "M instructions" are executed aarch64 instructions of one inference, counted under emulation: not a time.
     """
     cpus = sorted({cpu for row in record["rows"] for cpu in row.get("arm", {})})
-    shown = Table(title=f"cost of one window of {record['window_seconds']:.2f} s", title_justify="left")
+    shown = Table(
+        title=f"cost of one window of {record['window_seconds']:.2f} s",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
     shown.add_column("model")
     shown.add_column("file")
     headings = ["parameters", "M MACs", "peak KB", "file KB", "int8 MACs", "x86 p50 ms", "p10-p95"]

@@ -13,6 +13,7 @@ from pipeline.config import Recipe, TeacherConfig, TrainConfig
 from pipeline.errors import MissingDependencyError
 from pipeline.measure import arm_root, machine
 from pipeline.measure.machine import Finding
+from pipeline.processor import processor
 from pipeline.students.registry import students
 from pipeline.teachers import precision, weights
 from pipeline.teachers.registry import teachers
@@ -38,7 +39,7 @@ def run(*, console: Console) -> None:
 
 def machine_findings() -> list[Finding]:
     """Return what this machine has."""
-    features = machine.processor_features(machine.processor_flags())
+    features = machine.processor_features(processor()[1])
     memory = machine.memory_gb()
     artifacts, cache = Recipe().paths.artifacts, arm_root.default_cache()
     found = [

@@ -39,17 +39,6 @@ class Finding:
     well: bool = True
 
 
-def processor_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str]:
-    """Return the first processor's feature flags; empty where the system has no such file."""
-    if not cpuinfo.is_file():
-        return set()
-    for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() in ("flags", "Features"):
-            return set(value.split())
-    return set()
-
-
 def processor_features(flags: set[str]) -> list[str]:
     """Return which instruction sets that matter here are among a processor's ``flags``."""
     return [name for name, any_of in FEATURES.items() if any_of & flags]

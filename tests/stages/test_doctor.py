@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from pipeline.measure import arm_root, machine
+from pipeline.processor import processor
 from stages import doctor
 
 
@@ -55,9 +56,8 @@ def test_without_extras_each_stage_names_its_extra(monkeypatch: pytest.MonkeyPat
 def test_processor_features_are_read_from_cpuinfo(tmp_path: Path) -> None:
     (tmp_path / "x86").write_text("processor : 0\nflags : fpu avx2 avx512_vnni amx_int8\n", encoding="utf-8")
     (tmp_path / "arm").write_text("processor : 0\nFeatures : fp asimd asimddp\n", encoding="utf-8")
-    assert machine.processor_features(machine.processor_flags(tmp_path / "x86")) == ["AVX2", "VNNI", "AMX"]
-    assert machine.processor_features(machine.processor_flags(tmp_path / "arm")) == ["NEON", "dot product"]
-    assert machine.processor_flags(tmp_path / "absent") == set()
+    assert machine.processor_features(processor(tmp_path / "x86")[1]) == ["AVX2", "VNNI", "AMX"]
+    assert machine.processor_features(processor(tmp_path / "arm")[1]) == ["NEON", "dot product"]
 
 
 def test_free_disk_of_a_folder_not_made_yet(tmp_path: Path) -> None:
