@@ -34,7 +34,8 @@ type(torch.ops).load_library = refuse
 # A library that loads is played by a module that says so: this machine's own may be built for CUDA.
 WORKING_LIBRARY = """
 import sys, torch, types
-torch.library.define("torchaudio::_lfilter_core_loop", "(Tensor x, Tensor a, Tensor y) -> ()")
+for name in ("_lfilter_core_loop", "_overdrive_core_loop"):
+    torch.library.define(f"torchaudio::{name}", "(Tensor x, Tensor a, Tensor y) -> ()")
 extension = types.ModuleType("torchaudio._extension")
 extension._IS_TORCHAUDIO_EXT_AVAILABLE = True
 extension.fail_if_no_align = lambda function: function
