@@ -49,7 +49,7 @@ def run(recipe: Recipe, *, console: Console) -> Path:
         console.print(f"embed: reused {folder}")
         return folder
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    with _created(recipe, specs) as writer:
+    with created_store(recipe, specs) as writer:
         digests = tuple(spec.digest for spec in specs)
         shards = writer.pending(digests, rank, world)
         if shards:
@@ -60,7 +60,7 @@ def run(recipe: Recipe, *, console: Console) -> Path:
             return folder
         summary: dict[str, Any] = {"teacher": {"name": teacher.name, "citation": teacher.citation}}
         if recipe.embed.spectrogram_dtype == "uint8":
-            summary["uint8_loss"] = quantisation_loss(_work(recipe, writer, digests), specs[0], writer)
+            summary["uint8_loss"] = quantisation_loss(embed_work(recipe, writer, digests), specs[0], writer)
             console.print(f"embed: loss of 8-bit spectrograms: {_loss(summary['uint8_loss'])}")
         finished = writer.finish(config=config, inputs=inputs, summary=summary)
     console.print(
@@ -129,7 +129,8 @@ def _holds(folder: Path, specs: list[schema.ArraySpec]) -> bool:
 
 
 @contextmanager
-def _created(recipe: Recipe, specs: list[schema.ArraySpec]) -> Iterator[StoreWriter]:
+def created_store(recipe: Recipe, specs: list[schema.ArraySpec]) -> Iterator[StoreWriter]:
+    """Give the recipe's store, planned and described, open for writing; what it holds already stays."""
     from pipeline.audio import plan
 
     manifest = manifests.read(locations.manifest_folder(recipe))
@@ -151,7 +152,7 @@ def _created(recipe: Recipe, specs: list[schema.ArraySpec]) -> Iterator[StoreWri
 def _embed(
     recipe: Recipe, writer: StoreWriter, digests: tuple[str, ...], shards: list[int], console: Console
 ) -> None:
-    work = _work(recipe, writer, digests)
+    work = embed_work(recipe, writer, digests)
     total = sum(stop - start for start, stop in map(writer.meta.bounds, shards))
     workers = pool.worker_count(recipe.embed.workers, len(shards), recipe.embed.teacher.device)
     kept = writer.meta.rows - total
@@ -175,7 +176,8 @@ def _embed(
     console.print(f"embed: {pace.rows} windows by {workers} workers, {pace}")
 
 
-def _work(recipe: Recipe, writer: StoreWriter, digests: tuple[str, ...]) -> EmbedWork:
+def embed_work(recipe: Recipe, writer: StoreWriter, digests: tuple[str, ...]) -> EmbedWork:
+    """Return what the worker processes need to know."""
     return EmbedWork(
         store=writer.folder.resolve(),
         manifest=locations.manifest_folder(recipe).resolve(),

@@ -79,7 +79,7 @@ class _Pool:
         self.context = multiprocessing.get_context("spawn")
 
     def start(self, count: int) -> None:
-        with _one_thread_each():
+        with one_thread_each():
             for _ in range(count):
                 ours, theirs = self.context.Pipe()
                 process = self.context.Process(target=worker.main, args=(self.work, theirs), daemon=True)
@@ -170,7 +170,8 @@ def _ending(exit_code: int | None) -> str:
 
 
 @contextmanager
-def _one_thread_each() -> Iterator[None]:
+def one_thread_each() -> Iterator[None]:
+    """Let processes started within use one thread for every numerical library."""
     before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
     try:

@@ -23,7 +23,7 @@ SMALL: dict[str, Any] = {
     "embed.views.textures": 8,
     "embed.shard_rows": 16,
     "embed.chunk_rows": 8,
-    "embed.workers": 2,
+    "embed.workers": 1,
 }
 
 
@@ -65,7 +65,9 @@ def prepared(folder: Path, clips: int = 24, **changes: Any) -> Recipe:
 
 def store_content(folder: Path) -> dict[str, bytes]:
     """Return every file of a finished store that must be equal between two runs: arrays and tables."""
-    kept = [p for p in folder.rglob("*") if p.is_file() and not p.relative_to(folder).parts[0].startswith(".")]
+    kept = [
+        p for p in folder.rglob("*") if p.is_file() and not p.relative_to(folder).parts[0].startswith(".")
+    ]
     names = {p.relative_to(folder).as_posix(): p for p in kept}
     return {name: path.read_bytes() for name, path in sorted(names.items()) if name != artifact.MARKER}
 

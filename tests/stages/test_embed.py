@@ -42,7 +42,7 @@ def printed(recipe: Recipe) -> str:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Path]:
     """A recipe and its store, embedded by two workers without interruption."""
-    recipe = prepared(tmp_path_factory.mktemp("whole"))
+    recipe = prepared(tmp_path_factory.mktemp("whole"), embed__workers=2)
     return recipe, embed.run(recipe, console=quiet())
 
 
@@ -92,7 +92,7 @@ def refuse(*_: object) -> None:
 
 
 def test_one_worker_makes_the_same_bytes_as_two(whole: tuple[Recipe, Path], tmp_path: Path) -> None:
-    recipe = prepared(tmp_path, embed__workers=1)
+    recipe = prepared(tmp_path)
     assert store_content(embed.run(recipe, console=quiet())) == store_content(whole[1])
 
 
@@ -179,7 +179,7 @@ def test_missing_weights_stop_before_any_work(tmp_path: Path) -> None:
 
 def test_ranks_own_every_shard_once(whole: tuple[Recipe, Path], tmp_path: Path) -> None:
     recipe = prepared(tmp_path)
-    with embed._created(recipe, embed.array_specs(recipe, TinyTeacher())) as writer:
+    with embed.created_store(recipe, embed.array_specs(recipe, TinyTeacher())) as writer:
         assert isinstance(writer, StoreWriter)
         shares = [writer.pending(None, rank, 3) for rank in range(3)]
     assert sorted(shard for share in shares for shard in share) == list(
@@ -190,7 +190,7 @@ def test_ranks_own_every_shard_once(whole: tuple[Recipe, Path], tmp_path: Path) 
 def test_two_ranks_make_the_same_store_as_one(
     whole: tuple[Recipe, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = prepared(tmp_path, embed__workers=1)
+    recipe = prepared(tmp_path)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     assert "are pending" in printed(recipe)
@@ -218,7 +218,7 @@ def when(condition: Callable[[], bool], action: Callable[[], None]) -> threading
 def test_a_worker_that_dies_is_noticed_and_its_shard_made_again(
     whole: tuple[Recipe, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    recipe = prepared(tmp_path, embed__workers=1)
+    recipe = prepared(tmp_path)
     folder = locations.store_folder(recipe)
     victims: list[int] = []
 

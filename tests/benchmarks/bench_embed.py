@@ -1,0 +1,168 @@
+"""Stage 1 against its teacher alone: how much decoding, rendering, log-mels and writing cost beside the forward."""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Callable, Collection, Iterable
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+
+from pipeline.config import TeacherConfig
+from tests.benchmarks.rows import Row
+
+NAMES = ("embed_rate",)
+REPEATS = 2
+CLIPS, MIXES, TEXTURES = 110, 116, 35  # in the demo recipe's proportions
+BATCH = 16
+RANDOM = "aisfx_random_weights"
+
+
+def rows(names: Collection[str]) -> Iterable[Row]:
+    """Yield embed's rate over the rate of the teacher's bare forward: same processes, one thread each."""
+    if "embed_rate" not in names:
+        return
+    from pipeline.teachers import weights
+
+    known = weights.teacher_folder("aisfx") / weights.CHECKPOINTS["aisfx"].wheel
+    config = TeacherConfig(name="aisfx" if known.is_file() else RANDOM, batch_size=BATCH)
+    register_random()
+    bare, embed = [], []
+    with tempfile.TemporaryDirectory() as scratch:
+        run, workers, count = corpus(Path(scratch), config)
+        for repeat in range(REPEATS):
+            bare.append(bare_rate(config, workers, count))
+            embed.append(run(repeat))
+    detail = f"{max(embed):.1f} of {max(bare):.1f} windows/s, {workers} processes, {config.name}"
+    yield Row.at_least("embed_rate", max(embed) / max(bare), 0.9, detail=detail)
+
+
+def register_random() -> None:
+    """Let a recipe name aisfx's architecture with random weights, where the real ones are not cached."""
+    from pipeline.teachers.registry import teachers
+
+    if RANDOM in teachers.names():
+        return
+
+    @teachers.register(RANDOM)
+    def build(config: TeacherConfig, **_: object) -> object:
+        import torch
+
+        from pipeline.teachers.aisfx import Aisfx, AisfxTeacher
+
+        torch.manual_seed(0)
+        return AisfxTeacher(Aisfx().state_dict(), config)
+
+
+def embed_worker(work: object, pipe: Connection) -> None:
+    """Run an embed worker that knows the random teacher too."""
+    from pipeline.embedding import worker
+
+    register_random()
+    worker.main(work, pipe)  # type: ignore[arg-type]
+
+
+def bare_worker(config: TeacherConfig, count: int, pipe: Connection) -> None:
+    """Embed ``count`` decoded windows, batch after batch, when told to; say when done."""
+    import torch
+
+    from pipeline.teachers.registry import build_teacher
+
+    torch.set_num_threads(1)
+    register_random()
+    teacher = build_teacher(config)
+    windows = 0.1 * torch.randn(BATCH, teacher.window_samples, generator=torch.Generator().manual_seed(0))
+    teacher.embed(windows)
+    pipe.send("ready")
+    pipe.recv()
+    for _ in range(-(-count // BATCH)):
+        teacher.embed(windows)
+    pipe.send("done")
+
+
+def bare_rate(config: TeacherConfig, workers: int, count: int) -> float:
+    """Return windows a second of ``workers`` processes that do nothing but the teacher's forward."""
+    from pipeline.embedding.pool import one_thread_each
+
+    context = multiprocessing.get_context("spawn")
+    each = -(-count // workers)
+    pipes = []
+    with one_thread_each():
+        for _ in range(workers):
+            ours, theirs = context.Pipe()
+            context.Process(target=bare_worker, args=(config, each, theirs), daemon=True).start()
+            theirs.close()
+            pipes.append(ours)
+    for pipe in pipes:
+        pipe.recv()
+    start = time.perf_counter()
+    for pipe in pipes:
+        pipe.send("go")
+    left = list(pipes)
+    while left:
+        for pipe in wait(left):
+            pipe.recv()  # type: ignore[union-attr]
+            left.remove(pipe)  # type: ignore[arg-type]
+    return workers * -(-each // BATCH) * BATCH / (time.perf_counter() - start)
+
+
+def corpus(folder: Path, config: TeacherConfig) -> tuple[Callable[[int], float], int, int]:
+    """Write sound and its manifest; return what embeds it (and gives windows/s), the processes and the windows."""
+    from pipeline.audio import plan, synthesis
+    from pipeline.config import ManifestConfig
+    from pipeline.embedding import pool
+    from tests.stages.embed_corpus import finish_manifest, small_recipe
+
+    recipe = small_recipe(
+        folder,
+        embed__teacher=config.model_dump(),
+        embed__views__mixes=MIXES,
+        embed__views__textures=TEXTURES,
+        embed__shard_rows=2 * BATCH,
+        embed__chunk_rows=BATCH,
+    )
+    clips = synthesis.write_clips(folder / "audio", CLIPS, suffix=".ogg").drop_duplicates("clip_id")
+    finish_manifest(recipe, clips, folder / "audio")
+    count = len(plan.build(clips, recipe.embed, ManifestConfig()))
+    workers = pool.worker_count(0, count // (2 * BATCH), config.device)
+    return functools.partial(embed_rate, recipe, folder, workers), workers, count
+
+
+def embed_rate(recipe: object, folder: Path, workers: int, repeat: int) -> float:
+    """Return windows a second from the moment every worker is ready to the last commit."""
+    from pipeline import recipe as recipes
+    from pipeline.config import Recipe
+    from pipeline.embedding import pool
+    from pipeline.embedding.worker import Message
+    from pipeline.teachers.registry import build_teacher
+    from stages import embed, locations
+    from tests.stages.embed_corpus import finish_manifest
+
+    assert isinstance(recipe, Recipe)
+    import pandas as pd
+
+    clips = pd.read_parquet(locations.manifest_folder(recipe) / "clips.parquet")
+    fresh = recipes.change(recipe, {"paths.artifacts": folder / f"artifacts{repeat}"})
+    finish_manifest(fresh, clips, folder / "audio")
+    ready, counted, started, ended = 0, 0, 0.0, 0.0
+
+    def listen(message: Message) -> None:
+        nonlocal ready, counted, started, ended
+        ended = time.perf_counter()
+        ready += message.kind == "ready"
+        if ready < workers:
+            return
+        started = started or ended
+        counted += message.rows
+
+    with embed.created_store(fresh, embed.array_specs(fresh, build_teacher(fresh.embed.teacher))) as writer:
+        digests = tuple(spec.digest for spec in writer.meta.arrays)
+        work = embed.embed_work(fresh, writer, digests)
+        real, pool.worker.main = pool.worker.main, embed_worker
+        try:
+            pool.embed_shards(work, writer.pending(digests), workers, listen)
+        finally:
+            pool.worker.main = real
+    return counted / (ended - started)
