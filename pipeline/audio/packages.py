@@ -100,7 +100,9 @@ def fetch_deb(cache: Path, package: str, state: Path) -> Path:
         _run(["apt-get", *apt_options(state), "-qq", "download", package], work, f"cannot fetch {package}")
         archives = list(work.glob("*.deb"))
         if len(archives) != 1:
-            raise FetchError(f"apt-get gave no archive of {package}", expected="one .deb", got=str(len(archives)))
+            raise FetchError(
+                f"apt-get gave no archive of {package}", expected="one .deb", got=str(len(archives))
+            )
         target = work / "files"
         count = _unpack_deb(archives[0], target)
         _complete(target, folder, archives[0], count)
