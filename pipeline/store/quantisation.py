@@ -2,7 +2,8 @@
 
 A row's 256 codes span its own smallest to largest value, so the largest error is half a step,
 ``(max - min) / 510``. One pair for the whole array would have to span the loudest and the quietest clip of
-the corpus and is never better; a pair a row costs 8 bytes beside some 15,000.
+the corpus and is never better; a pair a row costs 8 bytes beside some 7,000. Measured on 60 windows of ESC-10
+(natural-log mel): RMS error 0.015, largest 0.037, 48 dB below the log-mel's deviation; float16 has 0.0017, 67 dB.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Zarr v3 on disk: groups and sharded arrays, one shard's bytes, and opening with the fastest codec pipeline.
 
-Inner chunks are raw bytes + crc32c (log-mel at float16 hardly compresses and decoding would halve the read
-rate); the shard index carries its own crc32c.
+Inner chunks are raw bytes + crc32c: zstd-3 makes log-mel at float16 only 1.35 times smaller (ESC-10) and would
+cost the read rate more than that. The shard index carries its own crc32c.
 """
 
 from __future__ import annotations
