@@ -257,7 +257,8 @@ def _choose(
 
 def _symbolic_shapes_work(path: Path) -> bool:
     try:
-        SymbolicShapeInference.infer_shapes(onnx.load(str(path)))
+        with quiet_exporter():
+            SymbolicShapeInference.infer_shapes(onnx.load(str(path)))
     except Exception as error:
         # An optional pass that raises bare Exception (MobileViT's unfold) or TypeError (reductions of opset
         # 18 and up) on good graphs; the exporter's own shapes stand in for it.

@@ -102,7 +102,10 @@ def export_module(
 def quiet_exporter() -> Iterator[None]:
     """Silence the exporters' progress chatter and deprecation notes of their own code; errors still raise."""
     # The root logger too: ONNX Runtime's quantiser warns through it of each scalar it leaves alone.
-    names = ("", "torch.onnx", "onnxscript", "onnx_ir", "torch.export", "torch._dynamo")
+    names = (
+        "", "torch", "torch.onnx", "torch.export", "torch._dynamo", "torch.fx.experimental", "torch.utils._sympy",
+        "onnxscript", "onnx_ir", "onnxruntime.tools",
+    )  # fmt: skip
     before: list[tuple[logging.Logger, Any]] = []
     for name in names:
         logger = logging.getLogger(name)

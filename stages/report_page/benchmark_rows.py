@@ -147,9 +147,7 @@ def _made_by(evidence: Evidence, row: dict[str, Any]) -> Cell:
     record = evidence.artifacts.get("benchmark")
     if digest is None and record is not None:
         digest = record.digest
-    return (
-        Cell(digest[:12], href=f"#{anchor(digest)}", number=False) if digest else Cell(ABSENT, number=False)
-    )
+    return Cell(digest[:8], href=f"#{anchor(digest)}", number=False) if digest else Cell(ABSENT, number=False)
 
 
 def _scaled(value: Any, unit: float, digits: int) -> str:

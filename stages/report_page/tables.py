@@ -47,7 +47,7 @@ def source(*records: Artifact | None) -> Cell:
     found = [r for r in records if r is not None]
     if not found:
         return Cell(ABSENT, number=False)
-    return Cell(found[0].digest[:12], href=f"#{anchor(found[0].digest)}", number=False)
+    return Cell(found[0].digest[:8], href=f"#{anchor(found[0].digest)}", number=False)
 
 
 def percent(value: float | None, digits: int = 1) -> str:
