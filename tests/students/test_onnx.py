@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pipeline.config import StudentConfig
 from pipeline.students import build_student
-from pipeline.students.mobilevitv2 import MobileVitBlock, OddSize
+from pipeline.students.mobilevitv2 import MobileVitBlock
 from pipeline.students.normalised import NormalisedStudent
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -25,6 +25,7 @@ CASES = [
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(("name", "width", "embedding_dim"), CASES)
 def test_onnx_runtime_agrees_at_other_lengths_and_batches(
     name: str, width: float, embedding_dim: int | None, tmp_path: Path
@@ -43,10 +44,10 @@ def test_onnx_runtime_agrees_at_other_lengths_and_batches(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("odd_size", ["pad", "resize"])
-def test_mobilevit_block_agrees_at_odd_and_even_maps(odd_size: OddSize, tmp_path: Path) -> None:
+@pytest.mark.timeout(900)
+def test_resizing_mobilevit_block_agrees_at_odd_and_even_maps(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    block = MobileVitBlock(16, 1, odd_size).eval()
+    block = MobileVitBlock(16, 1, "resize").eval()
     session = export(block, (2, 16, 5, 14), tmp_path / "block.onnx")
     for batch, frames in [(1, 1), (1, 14), (3, 15), (2, 31)]:
         assert_equal(session, block, torch.randn(batch, 16, 5, frames))
