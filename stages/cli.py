@@ -196,7 +196,7 @@ def main() -> None:
     """Run the command; errors that a user can mend are a few lines on stderr and exit status 1."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     # torch's exporter reports every shape inequality that it leaves open, as warnings about nothing a user can do.
-    for noisy in ("torch.utils._sympy", "torch.fx.experimental", "torch.onnx", "onnxscript"):
+    for noisy in ("torch.utils._sympy", "torch.fx.experimental", "torch.onnx", "onnxscript", "onnxruntime.tools"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
         app()

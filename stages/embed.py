@@ -21,7 +21,7 @@ from pipeline.embedding import pool
 from pipeline.embedding.shard import EmbedWork
 from pipeline.embedding.worker import Message
 from pipeline.store import schema
-from pipeline.store.writer import StoreWriter
+from pipeline.store.writer import StoreWriter, finished_arrays
 from pipeline.teachers.base import Teacher
 from pipeline.teachers.registry import build_teacher
 from stages import locations
@@ -62,7 +62,7 @@ def run(recipe: Recipe, *, console: Console) -> Path:
         if recipe.embed.spectrogram_dtype == "uint8":
             summary["uint8_loss"] = quantisation_loss(embed_work(recipe, writer, digests), specs[0], writer)
             console.print(f"embed: loss of 8-bit spectrograms: {_loss(summary['uint8_loss'])}")
-        finished = writer.finish(config=config, inputs=inputs, summary=summary)
+        finished = writer.finish(digests, config=config, inputs=inputs, summary=summary)
     console.print(
         f"embed: {finished.summary['ok']} windows, {finished.summary['rejected']} rejected"
         f"{_reasons(folder)}; in {folder}"
@@ -124,7 +124,8 @@ def quantisation_loss(work: EmbedWork, spec: schema.ArraySpec, writer: StoreWrit
 
 
 def _holds(folder: Path, specs: list[schema.ArraySpec]) -> bool:
-    known = {spec.path: spec.dtype for spec in schema.read_meta(folder).arrays}
+    finished = finished_arrays(folder)
+    known = {spec.path: spec.dtype for spec in schema.read_meta(folder).arrays if spec.path in finished}
     return all(known.get(spec.path) == spec.dtype for spec in specs)
 
 

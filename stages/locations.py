@@ -10,6 +10,7 @@ from pipeline.config import Recipe
 from pipeline.errors import DigestMismatchError, MissingArtifactError
 from pipeline.recipe import Run
 from pipeline.store import schema
+from pipeline.store.writer import finished_arrays
 
 # What a run's numbers do not depend on: where it runs, and how many threads it uses.
 _INCIDENTAL = {"device", "threads", "tensorboard"}
@@ -85,7 +86,10 @@ def teacher_digest(meta: schema.StoreMeta, recipe: Recipe) -> str:
         DigestMismatchError: it has written several (other weights or precision); the newest is not guessed.
     """
     name = recipe.embed.teacher.name
-    found = [spec.digest for spec in meta.arrays if spec.kind == "embedding" and spec.name == name]
+    # An array that an interrupted run left unfinished is no candidate, once another is complete.
+    finished = finished_arrays(store_folder(recipe))
+    named = [spec for spec in meta.arrays if spec.kind == "embedding" and spec.name == name]
+    found = [spec.digest for spec in named if spec.path in finished] or [spec.digest for spec in named]
     if not found:
         raise MissingArtifactError(
             f"the store holds no embedding of {name}", run=f"make embed RECIPE={recipe.name}"
