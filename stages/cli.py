@@ -25,6 +25,11 @@ app = typer.Typer(
 store_app = typer.Typer(help="Look into a store, check it, re-run its teacher.", no_args_is_help=True)
 app.add_typer(store_app, name="store")
 
+# Which extra of the distribution brings a library that the core does without.
+EXTRAS = {"soundfile": "audio", "soxr": "audio", "torchaudio": "audio"}
+EXTRAS |= {"onnx": "deploy", "onnxruntime": "deploy", "onnxscript": "deploy", "onnx_ir": "deploy"}
+EXTRAS |= {"matplotlib": "report", "jinja2": "report", "zarrs": "speed"}
+
 RecipeArgument = Annotated[
     str, typer.Argument(help="a recipe file, or the name of a shipped one", metavar="RECIPE")
 ]
@@ -196,7 +201,13 @@ def main() -> None:
     """Run the command; errors that a user can mend are a few lines on stderr and exit status 1."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     # torch's exporter reports every shape inequality that it leaves open, as warnings about nothing a user can do.
-    for noisy in ("torch.utils._sympy", "torch.fx.experimental", "torch.onnx", "onnxscript", "onnxruntime.tools"):
+    for noisy in (
+        "torch.utils._sympy",
+        "torch.fx.experimental",
+        "torch.onnx",
+        "onnxscript",
+        "onnxruntime.tools",
+    ):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
         app()
@@ -206,10 +217,23 @@ def main() -> None:
     except Exception as error:
         from pipeline.errors import OssicleError
 
-        if not isinstance(error, OssicleError):
+        shown = _missing_extra(error) or error
+        if not isinstance(shown, OssicleError):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {shown}", file=sys.stderr)
         sys.exit(1)
+
+
+def _missing_extra(error: Exception) -> Exception | None:
+    """Return what to tell a user who lacks an extra of the distribution, if that is what ``error`` is about."""
+    from pipeline.errors import MissingDependencyError
+
+    library = (getattr(error, "name", None) or "").split(".")[0]
+    if not isinstance(error, ImportError) or library not in EXTRAS:
+        return None
+    return MissingDependencyError(
+        f"{library} is not installed", run=f"pip install 'ossicle[{EXTRAS[library]}]'"
+    )
 
 
 if __name__ == "__main__":
