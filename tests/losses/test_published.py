@@ -43,7 +43,7 @@ def test_equal_to_the_published_formula(name: str, batch: int, offset: float) ->
     assert difference <= 1e-5 * want_gradient[sound].abs().max()
 
 
-@pytest.mark.parametrize("cosines_at_once", [1, 40 * 40 * 7, 2**30])
+@pytest.mark.parametrize("cosines_at_once", [1, 40 * 7, 40 * 40 * 7, 2**30])
 def test_chunks_of_anchors_change_nothing(cosines_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     student, teacher = realistic(40, 24, 64, 1.0)
     monkeypatch.setattr(angle_module, "COSINES_AT_ONCE", cosines_at_once)
@@ -75,8 +75,7 @@ def test_no_cosines_of_the_whole_batch_are_held(monkeypatch: pytest.MonkeyPatch)
             return out
 
     batch = 96
-    monkeypatch.setattr(angle_module, "COSINES_AT_ONCE", batch**2)
     student, teacher = draw(0, batch, 16).requires_grad_(), draw(1, batch, 32)
     with Watch():
         angle_wise(student, teacher).backward()
-    assert 0 < largest <= 4 * batch**2 * 8
+    assert 0 < largest <= 2 * max(batch**2, angle_module.COSINES_AT_ONCE) * 8
