@@ -206,7 +206,7 @@ class TrainConfig(Section):
     weight_decay: float = Field(1e-3, ge=0)
     clip_norm: float | None = Field(5.0, gt=0, description="gradient norm; null = no clipping")
     amp: Literal["auto", "off", "bfloat16", "float16"] = Field(
-        "auto", description="auto = bfloat16 where the device has it, else off"
+        "auto", description="auto = bfloat16 where the device multiplies it faster, else off"
     )
     ema_decay: float = Field(0.0, ge=0, lt=1, description="0 = no moving average of the weights")
     freq_mask_rows: int = Field(7, ge=0, description="SpecAugment: one band of up to this many mel rows")
@@ -250,7 +250,9 @@ class EvaluateConfig(Section):
     bootstrap: int = Field(1_000, ge=0, description="resamples of recordings for the intervals")
     max_windows_per_clip: int = Field(3, ge=1)
     random_floors: int = Field(
-        5, ge=0, description="random initialisations scored for each student that no random run of the recipe covers"
+        5,
+        ge=0,
+        description="random initialisations scored for each student that no random run of the recipe covers",
     )
     seed: int = 0
 

@@ -111,3 +111,11 @@ EXPLAINED_BY_NAME = {
     "calibration", "per_channel", "neighbours", "logistic_c", "max_windows_per_clip", "arm_cpus", "latency_runs",
     "final_learning_rate_share", "transform", "seeds",
 }  # fmt: skip
+
+
+def test_the_page_of_keys_is_what_the_command_prints() -> None:
+    from stages import recipe_reference
+
+    page = (Path(__file__).parents[2] / "docs" / "recipe.md").read_text()
+    printed = page.split("```")[1].strip()
+    assert printed == recipe_reference.keys(), "ossicle recipe --keys says more or less than docs/recipe.md"
