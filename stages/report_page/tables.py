@@ -137,7 +137,8 @@ def structure_table(evidence: Evidence) -> Table | None:
         return None
     names = role_names(found, evidence.headline)
     widths = {model["key"]: model["dim"] for model in (evidence.scores or {})["models"]}
-    tasks = list(dict.fromkeys(row["task"] for row in found))
+    scored = [key for key, _ in tasks_of(evidence)]
+    tasks = [*scored, *dict.fromkeys(row["task"] for row in found if row["task"] not in scored)]
     rows = []
     for (role, name), title in names.items():
         cells = [Cell(title, number=False, colour=COLOURS.get(role, ""))]
