@@ -6,6 +6,7 @@ import html
 import io
 import re
 import statistics
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -70,16 +71,26 @@ def write(root: Path) -> tuple[str, str]:
     return (folder / "report.html").read_text(encoding="utf-8"), printed.getvalue()
 
 
+@pytest.fixture(scope="module")
+def full_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Every artifact, and the report of them all; drawn once for the tests that only read it."""
+    root = tmp_path_factory.mktemp("report")
+    with pytest.MonkeyPatch.context() as patch:
+        made.place(root, patch)
+        made.write_store(root)
+        made.write_runs(root)
+        made.write_evaluation(root)
+        made.write_benchmark(root)
+        write(root)
+        yield root
+
+
 @pytest.fixture
-def full(root: Path) -> str:
-    made.write_store(root)
-    made.write_runs(root)
-    made.write_evaluation(root)
-    made.write_benchmark(root)
-    return write(root)[0]
+def full(full_root: Path) -> str:
+    return (locations.report_folder(made.recipe(full_root)) / "report.html").read_text(encoding="utf-8")
 
 
-def test_one_file_that_fetches_nothing_and_whose_links_arrive(full: str, root: Path) -> None:
+def test_one_file_that_fetches_nothing_and_whose_links_arrive(full: str, full_root: Path) -> None:
     page = Page(full)
     assert page.fetched == []
     assert "@import" not in full
@@ -89,12 +100,12 @@ def test_one_file_that_fetches_nothing_and_whose_links_arrive(full: str, root: P
     assert missing == set()
     used = set(re.findall(r"url\(#([^)]+)\)", full)) | set(re.findall(r'xlink:href="#([^"]+)"', full))
     assert used <= set(page.ids)
-    picture = (locations.report_folder(made.recipe(root)) / "report.png").read_bytes()
+    picture = (locations.report_folder(made.recipe(full_root)) / "report.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
 
 
-def test_headline_is_the_share_of_the_gap(full: str, root: Path) -> None:
-    rows = made.scores(root)
+def test_headline_is_the_share_of_the_gap(full: str, full_root: Path) -> None:
+    rows = made.scores(full_root)
     expected = {}
     for probe in ("knn", "linear"):
         here = [r for r in rows if (r.task, r.probe) == ("esc10", probe)]
@@ -109,12 +120,12 @@ def test_headline_is_the_share_of_the_gap(full: str, root: Path) -> None:
     assert "on ESC-10, with 1/25 of the teacher's parameters and 1/141 of its MACs" in sentence
 
 
-def test_scores_intervals_and_retention_are_those_of_the_evaluation(full: str, root: Path) -> None:
-    rows = [r for r in made.scores(root) if (r.task, r.probe, r.role) == ("esc10", "knn", "int8")]
+def test_scores_intervals_and_retention_are_those_of_the_evaluation(full: str, full_root: Path) -> None:
+    rows = [r for r in made.scores(full_root) if (r.task, r.probe, r.role) == ("esc10", "knn", "int8")]
     ours = [r for r in rows if r.name == "cnn4_wide"]
     mean, low, high = (statistics.fmean(getattr(r, name) for r in ours) for name in ("score", "low", "high"))
     teacher = next(
-        r.score for r in made.scores(root) if (r.task, r.probe, r.role) == ("esc10", "knn", "teacher")
+        r.score for r in made.scores(full_root) if (r.task, r.probe, r.role) == ("esc10", "knn", "teacher")
     )
     retention = statistics.fmean(r.score / teacher for r in ours)
     row = next(r for r in Page(full).rows if r[0] == "cnn4_wide, int8" and len(r) == 9)
@@ -122,8 +133,8 @@ def test_scores_intervals_and_retention_are_those_of_the_evaluation(full: str, r
     assert row[2] == f"{100 * mean:.1f} | {100 * low:.0f}–{100 * high:.0f} · {100 * retention:.0f} %"
 
 
-def test_every_row_of_figures_names_the_artifact_that_made_it(full: str, root: Path) -> None:
-    digests = {artifact.read(locations.run_folder(run)).digest for run in expand(made.recipe(root))}
+def test_every_row_of_figures_names_the_artifact_that_made_it(full: str, full_root: Path) -> None:
+    digests = {artifact.read(locations.run_folder(run)).digest for run in expand(made.recipe(full_root))}
     page = Page(full)
     assert {f"made-{digest[:12]}" for digest in digests} <= set(page.ids)
     tables = [r for r in page.rows if r and re.fullmatch(r"[0-9a-f]{8}", r[-1])]
@@ -148,8 +159,8 @@ def test_instructions_are_counts_and_no_arm_time_is_shown(full: str) -> None:
     assert "QEMU is not installed" in text
 
 
-def test_the_same_artifacts_are_not_reported_twice(full: str, root: Path) -> None:
-    again, printed = write(root)
+def test_the_same_artifacts_are_not_reported_twice(full: str, full_root: Path) -> None:
+    again, printed = write(full_root)
     assert again == full
     assert "reused" in printed
 
