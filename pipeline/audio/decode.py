@@ -128,7 +128,7 @@ def read(
         got = sum(len(block) for block in blocks)
         wanted = declared - start if frames is None else min(frames, declared - start)
         if declared >= 0 and got < wanted:
-            _refuse_loss(sound, path, wanted, got)
+            _refuse_loss(sound, path, wanted, got, from_start=start == 0)
         if not got:
             raise rejection("no_samples", path, f"from frame {start}")
         mono = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
@@ -150,7 +150,7 @@ def inspect(path: os.PathLike[str] | str | bytes, min_seconds: float = 0.0) -> I
             frames += len(block)
             peak = max(peak, _finite_peak(block, path))
         if frames < declared:
-            _refuse_loss(sound, path, declared, frames)
+            _refuse_loss(sound, path, declared, frames, from_start=True)
         if not frames:
             raise rejection("no_samples", path)
         if frames < min_seconds * sound.samplerate:
@@ -279,10 +279,15 @@ def _finite_peak(mono: Float32[np.ndarray, " samples"], path: os.PathLike[str] |
 
 
 def _refuse_loss(
-    sound: soundfile.SoundFile, path: os.PathLike[str] | str | bytes, wanted: int, got: int
+    sound: soundfile.SoundFile,
+    path: os.PathLike[str] | str | bytes,
+    wanted: int,
+    got: int,
+    *,
+    from_start: bool,
 ) -> None:
     """Raise unless what is missing is within what encoders get wrong: 1 %, or an MP3's codec delay."""
-    if got == 0:
+    if got == 0 and from_start:
         raise rejection("header_lies", path, f"0 of {wanted} frames")
     slack = wanted * LOST_SHARE + (MP3_DELAY_FRAMES if sound.format == "MP3" else 0)
     if wanted - got > slack:

@@ -66,7 +66,7 @@ def kill_at_random_moments(folder: Path, kills: int, seed: int, whole_group: boo
             stamp = path.stat().st_mtime_ns
             assert made.setdefault(path, stamp) == stamp, f"{path} was written twice"
     final = start(recipe, folder)
-    _, messages = final.communicate(timeout=120)
+    _, messages = final.communicate(timeout=280)
     assert final.returncode == 0, messages.decode()
     for path, stamp in made.items():
         assert path.stat().st_mtime_ns == stamp, f"{path} was written twice"
@@ -78,7 +78,7 @@ def wait_for_orphans(store: Path) -> None:
     import fcntl
 
     lock = store / ".lock"
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while lock.exists() and time.monotonic() < deadline:
         with lock.open("r+") as handle:
             try:
@@ -87,7 +87,7 @@ def wait_for_orphans(store: Path) -> None:
                 time.sleep(0.02)
                 continue
         return
-    assert not lock.exists(), "a worker outlived its parent by 20 s"
+    assert not lock.exists(), "a worker outlived its parent by a minute"
 
 
 @pytest.fixture(scope="module")
@@ -125,10 +125,10 @@ def test_control_c_ends_it_and_leaves_a_store_that_resumes(
     while process.poll() is None and not any((store / COMMITS_FOLDER).rglob("*.json")):
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
     assert process.returncode not in (0, None)
     wait_for_orphans(store)
     final = start(recipe, tmp_path)
-    _, messages = final.communicate(timeout=120)
+    _, messages = final.communicate(timeout=280)
     assert final.returncode == 0, messages.decode()
     assert store_content(store) == expected
