@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import soundfile
 import soxr
@@ -22,6 +21,7 @@ from pipeline.students.registry import build_student
 from pipeline.students.saved import SavedStudent, save_student
 from pipeline.teachers.synthetic import TinyTeacher
 from tests.evaluation import sounds
+from tests.evaluation.onnx_students import onnx_file
 
 FRONTEND = LogMelConfig(mels=16)
 WINDOWING = Windowing(0.5, 3)
@@ -135,26 +135,6 @@ def test_run_folder_and_its_random_floor(tmp_path: Path) -> None:
     assert torch.equal(before, torch.random.get_rng_state())
     np.testing.assert_allclose(floor.embed(heard), want, atol=1e-5)
     assert floor.digest() != embedders.random_embedder(STUDENT, saved, seed=4).digest()
-
-
-def onnx_file(path: Path, properties: dict[str, str]) -> Path:
-    """Write the smallest student there is: the log-mel's mean over time."""
-    helper, floats = onnx.helper, onnx.TensorProto.FLOAT
-    nodes = [
-        helper.make_node("ReduceMean", ["log_mel", "time"], ["mean"], keepdims=0),
-        helper.make_node("Flatten", ["mean"], ["embedding"]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "mean_over_time",
-        [helper.make_tensor_value_info("log_mel", floats, ["batch", 1, 16, "frames"])],
-        [helper.make_tensor_value_info("embedding", floats, ["batch", 16])],
-        [helper.make_tensor("time", onnx.TensorProto.INT64, [1], [3])],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    helper.set_model_props(model, properties)
-    onnx.save(model, path)
-    return path
 
 
 def test_onnx_file_hears_the_log_mel_that_it_names(tmp_path: Path) -> None:

@@ -15,14 +15,15 @@ from rich.console import Console
 
 from pipeline import artifact
 from pipeline import recipe as recipes
-from pipeline.config import Recipe, StudentConfig
-from pipeline.errors import ConfigError, MissingArtifactError
+from pipeline.config import Recipe, StudentConfig, canonical_json
+from pipeline.errors import ConfigError, DigestMismatchError, MissingArtifactError
 from pipeline.recipe import Run
 from pipeline.students.normalised import NormalisedStudent
 from pipeline.students.registry import build_student
 from pipeline.students.saved import save_student
 from stages import evaluate, locations, manifest
 from tests.evaluation import sounds
+from tests.evaluation.onnx_students import onnx_file
 
 STUDENT = StudentConfig(width=0.25)
 
@@ -139,6 +140,37 @@ def test_a_table_of_ones_own(recipe: Recipe, tmp_path: Path) -> None:
     assert task["groups"] == 18
     by_name = {(row["model"], row["probe"]): row["score"] for row in scores["rows"]}
     assert by_name["teacher-tiny", "linear"] > 0.8
+
+
+def export(run: Run, trained: Path) -> Path:
+    """Finish an export of ``run`` whose int8 file gives the log-mel's mean."""
+    folder = locations.export_folder(run)
+    folder.mkdir(parents=True)
+    for name in ("student.json", "student.safetensors"):
+        shutil.copy(trained / name, folder / name)
+    onnx_file(folder / "student_s8s8.onnx", {"ossicle.frontend": canonical_json(run.recipe.embed.frontend)})
+    artifact.finish(folder, kind="export", config={}, inputs={})
+    return folder
+
+
+def test_the_int8_file_has_its_own_row(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locations, "export_folder", lambda run: tmp_path / "export" / run.label)
+    recipe = recipes.change(recipe, {"export.int8": True})
+    train_all(recipe)
+    run = recipes.expand(recipe)[0]
+    folder = export(run, locations.run_folder(run))
+    _, scores, printed = call(recipe)
+    assert "small-seed1 is not exported yet" in printed
+    by_model = {row["model"]: row["score"] for row in scores["rows"] if row["probe"] == "linear"}
+    (int8,) = [model for model in scores["models"] if model["role"] == "int8"]
+    assert (int8["key"], int8["name"], int8["seed"]) == ("small-seed0-int8", "small", 0)
+    # The hand-made file computes exactly what the log-mel floor is.
+    assert by_model["small-seed0-int8"] == by_model["log_mel-mean"]
+    shutil.copy(locations.run_folder(recipes.expand(recipe)[1]) / "student.json", folder / "student.json")
+    with pytest.raises(DigestMismatchError, match="was not exported from"):
+        call(recipe)
 
 
 def _files(folder: Path, label: str) -> list[str]:
