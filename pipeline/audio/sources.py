@@ -81,10 +81,14 @@ def read_sources(folder: Path) -> list[Source]:
 
 
 def walk(folder: Path) -> Iterator[str]:
-    """Yield every file below ``folder``, relative, sorted; links to folders are not followed (they may loop)."""
+    """Yield every file below ``folder``, relative, sorted; links to folders are not followed (they may loop).
+
+    A folder that is named like a sound is yielded too: whoever put it there took it for one.
+    """
     for parent, folders, files in os.walk(folder, followlinks=False):
         folders.sort()
-        for name in sorted([*files, *(d for d in folders if Path(parent, d).is_symlink())]):
+        strange = (d for d in folders if Path(parent, d).is_symlink() or has_sound_suffix(d))
+        for name in sorted([*files, *strange]):
             yield os.path.relpath(os.path.join(parent, name), folder)  # noqa: PTH118 - keeps undecodable names
 
 
