@@ -7,6 +7,9 @@ O(batch^2) memory.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,8 +23,11 @@ from pipeline.losses.pairwise import Differences, differences
 # The gradient of a direction grows as 1 / length; shorter differences get that of this length, in units of
 # the rows' root-mean-square norm.
 SHORTEST_FOR_GRADIENT = 1e-3
-# Cosines held at once. Fewer leave a core waiting for the next small operation, more leave its cache.
-COSINES_AT_ONCE = 2**20
+# Cosines held at once. On a CPU they should stay in the cache of a core, and above 2^15 torch splits every small
+# step over its threads, which on a busy machine wait for each other far longer than they work; an accelerator
+# wants few large steps.
+COSINES_AT_ONCE = 2**15
+COSINES_AT_ONCE_ON_ACCELERATOR = 2**23
 
 
 def angle_wise(
@@ -76,8 +82,39 @@ class _AngleWise(torch.autograd.Function):
         return gradient * outer, None, None
 
 
+@dataclass(frozen=True)
+class _Tile:
+    """The triples of all anchors i with j in rows, k in columns.
+
+    With ``mirrored``, those with k beyond the rows stand for (i, k, j) too.
+    """
+
+    rows: slice
+    columns: slice
+    mirrored: bool
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
+
+    @property
+    def beyond(self) -> slice:
+        """The mirrored columns, counted from the first row."""
+        return slice(self.shape[0], None)
+
+
+def _tiles(batch: int, at_once: int, by_symmetry: bool) -> Iterator[_Tile]:
+    """Yield tiles of at most ``at_once`` pairs (j, k); by symmetry, only those with k from j's tile on."""
+    first = 0
+    while first < batch:
+        left = first if by_symmetry else 0
+        last = min(batch, first + max(1, at_once // (batch - left)))
+        yield _Tile(slice(first, last), slice(left, batch), by_symmetry)
+        first = last
+
+
 class _Side:
-    """Makes one side's cosines: r_j r_k (G_jk + b_j + b_k), with r row i of 1 / length and b row i of ``shift``.
+    """One side's cosines: r_j r_k (G_jk + b_j + b_k), with r row i of 1 / length and b row i of ``shift``.
 
     Close rows cancel in the bracket, and r is large there: the sum is made in float64.
     """
@@ -85,18 +122,31 @@ class _Side:
     def __init__(self, between: Differences, dtype: torch.dtype) -> None:
         own = between.gram.diagonal()
         self.gram, self.apart = between.gram, between.apart
+        self.shift = 0.5 * own[:, None] - between.gram
         self.inverse = torch.where(between.apart, 1.0 / between.lengths, 0.0)
         self.narrow_inverse = self.inverse.to(dtype)
-        self.shift = 0.5 * own[:, None] - between.gram
 
-    def cosines(self, at: slice, wide: Tensor, out: Tensor) -> Tensor:
-        """Write the cosines at some anchors to ``out`` (anchors, batch, batch); ``wide`` is its float64 room."""
-        torch.add(self.gram, self.shift[at, :, None], out=wide)
-        wide.add_(self.shift[at, None, :])
-        out.copy_(wide).mul_(self.narrow_inverse[at, :, None]).mul_(self.narrow_inverse[at, None, :])
-        # A direction's cosine with itself is 1, or 0 where there is none.
-        out.diagonal(dim1=1, dim2=2).copy_(self.apart[at])
-        return out
+    def pieces(self, tile: _Tile, anchors: int) -> Iterator[tuple[Tensor, ...]]:
+        """Yield what the cosines of a tile need, some anchors at a time."""
+        rows, columns = tile.rows, tile.columns
+        yield from zip(
+            self.shift[:, rows, None].split(anchors),
+            self.shift[:, None, columns].split(anchors),
+            self.narrow_inverse[:, rows, None].split(anchors),
+            self.narrow_inverse[:, None, columns].split(anchors),
+            self.apart[:, rows].split(anchors),
+            itertools.repeat(self.gram[rows, columns]),
+            strict=False,
+        )
+
+
+def _cosines(piece: tuple[Tensor, ...], tile: _Tile, wide: Tensor, out: Tensor) -> None:
+    """Write the cosines of one piece of a tile to ``out`` (anchors, rows, columns) by way of ``wide``."""
+    shift_j, shift_k, inverse_j, inverse_k, apart, gram = piece
+    torch.add(gram, shift_j, out=wide)
+    out.copy_(wide.add_(shift_k)).mul_(inverse_j).mul_(inverse_k)
+    # A direction's cosine with itself is 1, or 0 where there is none.
+    out.diagonal(offset=tile.rows.start - tile.columns.start, dim1=1, dim2=2).copy_(apart)
 
 
 def _value_and_gradient(
@@ -107,23 +157,31 @@ def _value_and_gradient(
     sums = _GradientSums(between, ours) if with_gradient else None
 
     batch = len(student)
-    anchors = max(1, min(batch, COSINES_AT_ONCE // batch**2))
-    room = [student.new_empty(anchors, batch, batch) for _ in range(3)]
-    wide = student.new_empty(anchors, batch, batch, dtype=torch.float64)
+    at_once = COSINES_AT_ONCE if student.device.type == "cpu" else COSINES_AT_ONCE_ON_ACCELERATOR
+    by_symmetry = batch**2 > at_once and (sums is None or sums.is_symmetric)
+    anchors = max(1, at_once // batch**2)
     total = student.new_zeros((), dtype=torch.float64)
-    for start in range(0, batch, anchors):
-        at = slice(start, min(start + anchors, batch))
-        cosine, error, slope = (buffer[: at.stop - start] for buffer in room)
-        theirs.cosines(at, wide[: at.stop - start], error)
-        ours.cosines(at, wide[: at.stop - start], cosine)
-        torch.sub(cosine, error, out=error)
-        # Smooth L1 of x is c (x - c / 2) and its derivative is c, with c = clamp(x, -1, 1).
-        torch.clamp(error, -1.0, 1.0, out=slope)
-        total += error.add_(slope, alpha=-0.5).mul_(slope).sum().double()
-        if sums is not None:
-            sums.add(at, cosine, slope, wide[: at.stop - start])
-    triples = float(batch) ** 3
-    gradient = None if sums is None else (sums.gradient() / triples).to(student.dtype)
+    for tile in _tiles(batch, at_once, by_symmetry):
+        room = [student.new_empty(anchors, *tile.shape) for _ in range(3)]
+        room.append(student.new_empty(anchors, *tile.shape, dtype=torch.float64))
+        into = itertools.repeat(()) if sums is None else sums.pieces(tile, anchors)
+        for own, other, sinks in zip(
+            ours.pieces(tile, anchors), theirs.pieces(tile, anchors), into, strict=False
+        ):
+            cosine, error, slope, wide = (buffer[: len(own[0])] for buffer in room)
+            _cosines(other, tile, wide, error)
+            _cosines(own, tile, wide, cosine)
+            torch.sub(cosine, error, out=error)
+            # Smooth L1 of x is c (x - c / 2) and its derivative is c, with c = clamp(x, -1, 1).
+            torch.clamp(error, -1.0, 1.0, out=slope)
+            error.add_(slope, alpha=-0.5).mul_(slope)
+            total += error.sum()
+            if tile.mirrored:
+                total += error[:, :, tile.beyond].sum()
+            if sinks:
+                _add_to_sums(sinks, tile, cosine, slope, wide)
+    triples = batch**3
+    gradient = None if sums is None else (sums.gradient(by_symmetry) / triples).to(student.dtype)
     return (total / triples).to(student.dtype), gradient
 
 
@@ -139,23 +197,57 @@ class _GradientSums:
 
     def __init__(self, between: Differences, side: _Side) -> None:
         self.between, self.inverse, self.narrow_inverse = between, side.inverse, side.narrow_inverse
-        self.share = (between.lengths / SHORTEST_FOR_GRADIENT).clamp(max=1.0)
+        share = (between.lengths / SHORTEST_FOR_GRADIENT).clamp(max=1.0)
+        # Where there is no difference the inverse length is 0 already.
+        self.share = torch.where(between.apart, share, 1.0)
         self.weight = (self.share * side.inverse).to(side.narrow_inverse.dtype)
-        self.over_anchor = torch.zeros_like(between.gram)
-        self.over_second, self.over_third = torch.empty_like(between.gram), torch.empty_like(between.gram)
-        self.with_cosine = torch.empty_like(self.weight)
+        self.over_anchor, self.over_second, self.over_third = (torch.zeros_like(share) for _ in range(3))
+        self.with_cosine = torch.zeros_like(self.weight)
 
-    def add(self, at: slice, cosine: Tensor, slope: Tensor, wide: Tensor) -> None:
-        """Add the triples of some anchors, (anchors, batch, batch); all three are used up."""
-        torch.sum(cosine.mul_(slope), dim=2, out=self.with_cosine[at])
-        wide.copy_(slope.mul_(self.narrow_inverse[at, None, :]).mul_(self.weight[at, :, None]))
-        torch.sum(wide, dim=2, out=self.over_third[at])
-        torch.sum(wide, dim=1, out=self.over_second[at])
-        self.over_anchor += wide.sum(dim=0)
+    @property
+    def is_symmetric(self) -> bool:
+        """Whether q_ijk = q_ikj: no difference is so short that its gradient is capped."""
+        return bool((self.share == 1.0).all())
 
-    def gradient(self) -> Tensor:
+    def pieces(self, tile: _Tile, anchors: int) -> Iterator[tuple[Tensor, ...]]:
+        """Yield the factors of q and where the sums of a tile go, some anchors at a time."""
+        rows, columns = tile.rows, tile.columns
+        # A mirrored tile's sums over j are its mirror image's sums over k.
+        over_j, beyond = (
+            (self.over_third, slice(rows.stop, None)) if tile.mirrored else (self.over_second, columns)
+        )
+        yield from zip(
+            self.weight[:, rows, None].split(anchors),
+            self.narrow_inverse[:, None, columns].split(anchors),
+            self.with_cosine[:, rows].split(anchors),
+            self.with_cosine[:, slice(rows.stop, None)].split(anchors),
+            self.over_third[:, rows].split(anchors),
+            over_j[:, beyond].split(anchors),
+            itertools.repeat(self.over_anchor[rows, columns]),
+            strict=False,
+        )
+
+    def gradient(self, by_symmetry: bool) -> Tensor:
         """Return the gradient of the sum over all triples with respect to the student's rows, float64."""
+        over_anchor, over_second = self.over_anchor, self.over_second
+        if by_symmetry:
+            over_anchor = over_anchor.triu() + over_anchor.triu(1).T
+            over_second = self.over_third
         pull = self.share * self.inverse.square() * self.with_cosine.double()
-        matrix = self.over_anchor - self.over_third.T - self.over_second + pull + pull.T
+        matrix = over_anchor - self.over_third.T - over_second + pull + pull.T
         matrix -= torch.diag(matrix.sum(dim=1))
         return 2.0 * (matrix @ self.between.rows) / self.between.scale
+
+
+def _add_to_sums(sinks: tuple[Tensor, ...], tile: _Tile, cosine: Tensor, slope: Tensor, wide: Tensor) -> None:
+    """Add one piece of a tile to the sums; its cosines and slopes (anchors, rows, columns) are used up."""
+    weight_j, inverse_k, with_cosine, with_cosine_beyond, over_k, over_j, over_anchor = sinks
+    with_cosine += cosine.mul_(slope).sum(dim=2)
+    wide.copy_(slope.mul_(inverse_k).mul_(weight_j))
+    over_k += wide.sum(dim=2)
+    over_anchor += wide[0] if len(wide) == 1 else wide.sum(dim=0)
+    if tile.mirrored:
+        with_cosine_beyond += cosine[:, :, tile.beyond].sum(dim=1)
+        over_j += wide[:, :, tile.beyond].sum(dim=1)
+    else:
+        over_j += wide.sum(dim=1)

@@ -79,3 +79,17 @@ def test_no_cosines_of_the_whole_batch_are_held(monkeypatch: pytest.MonkeyPatch)
     with Watch():
         angle_wise(student, teacher).backward()
     assert 0 < largest <= 2 * max(batch**2, angle_module.COSINES_AT_ONCE) * 8
+
+
+@pytest.mark.parametrize("cosines_at_once", [1, 40 * 7, 40 * 40 * 7])
+def test_a_capped_pair_is_the_same_in_any_chunks(
+    cosines_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student, teacher = draw(0, 40, 24), draw(1, 40, 64)
+    student[7] = student[6] + 1e-4 * draw(2, 24)
+    want = gradient_of(angle_wise, student, teacher)
+    monkeypatch.setattr(angle_module, "COSINES_AT_ONCE", cosines_at_once)
+    got = gradient_of(angle_wise, student, teacher)
+    assert (got - want).abs().max() <= 1e-5 * want.abs().max()
+    literal = gradient_of(published.angle_wise, student.double(), teacher.double())
+    assert (got[8:] - literal[8:]).abs().max() <= 1e-5 * literal[8:].abs().max()
