@@ -23,10 +23,10 @@ from pipeline.losses.pairwise import Differences, differences
 # The gradient of a direction grows as 1 / length; shorter differences get that of this length, in units of
 # the rows' root-mean-square norm.
 SHORTEST_FOR_GRADIENT = 1e-3
-# Cosines held at once. On a CPU they should stay in the cache of a core, and above 2^15 torch splits every small
-# step over its threads, which on a busy machine wait for each other far longer than they work; an accelerator
-# wants few large steps.
-COSINES_AT_ONCE = 2**15
+# Cosines held at once. On a CPU they should stay in the cache of a core, and from 2^15 on torch splits every
+# small step over its threads, which on a busy machine wait for each other far longer than they work; an
+# accelerator wants few large steps.
+COSINES_AT_ONCE = 2**15 - 1
 COSINES_AT_ONCE_ON_ACCELERATOR = 2**23
 
 
