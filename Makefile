@@ -33,6 +33,9 @@ demo: setup  ## real audio and a real teacher to a distilled int8 model and a re
 fetch manifest embed distill export evaluate benchmark report: setup  ## one stage of a recipe: make distill RECIPE=demo SET="student.name=micronet_m0"
 	$(OSSICLE) $@ $(ARGS)
 
+quality: setup  ## the figures of README: three seeds, controls, the thesis's students (SET="evaluate.audio_roots.esc10=FOLDER")
+	$(OSSICLE) demo quality $(foreach s,$(SET),--set $(s))
+
 doctor: setup  ## what this machine has and what each stage would do about it
 	$(OSSICLE) doctor
 
