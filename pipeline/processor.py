@@ -1,10 +1,12 @@
-"""What number formats this processor multiplies fast."""
+"""Which device a recipe means, and what number formats it multiplies fast."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
+
+from pipeline.errors import ConfigError
 
 
 def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, set[str]]:
@@ -30,3 +32,26 @@ def bfloat16_is_faster(device: torch.device, cpuinfo: Path = Path("/proc/cpuinfo
     vendor, flags = processor(cpuinfo)
     # Intel's AVX512-BF16 without AMX has half the multipliers of float32: 50 ms a block here against 28 ms.
     return "amx_bf16" in flags or "bf16" in flags or ("avx512_bf16" in flags and vendor == "AuthenticAMD")
+
+
+def device_of(name: str, key: str) -> torch.device:
+    """Return the device called ``name``.
+
+    Args:
+        name: ``cpu``, ``cuda`` or ``cuda:N``.
+        key: the recipe's key that holds it, for the message.
+
+    Raises:
+        ConfigError: torch does not know it, it is of another kind, or it is not there.
+    """
+    expected = "cpu, cuda or cuda:N"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"{key} is no device", expected=expected, got=name) from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"{key} is not supported", expected=expected, got=name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        got = f"{torch.cuda.device_count()} CUDA devices, torch {torch.__version__}"
+        raise ConfigError(f"{key} = {name} is not there", got=got, run=f"--set {key}=cpu")
+    return device

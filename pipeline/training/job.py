@@ -23,6 +23,7 @@ from pipeline.config import Recipe, TrainConfig
 from pipeline.data.augment import spec_augment, time_roll
 from pipeline.data.loader import ShardLoader
 from pipeline.errors import ConfigError, TrainingError
+from pipeline.processor import device_of
 from pipeline.recipe import Run
 from pipeline.store.reader import StoreReader
 from pipeline.students import build_student
@@ -35,7 +36,7 @@ from pipeline.training.loop import Augment, Progress, fit
 from pipeline.training.metrics import MetricsLog
 from pipeline.training.normalisation import global_statistics
 from pipeline.training.objective import DistilObjective
-from pipeline.training.precision import autocast_dtype, device_of
+from pipeline.training.precision import autocast_dtype
 from pipeline.training.projector import save_head
 from pipeline.training.rows import pieces, usable
 from pipeline.training.state import TrainingState
@@ -135,7 +136,7 @@ def _leave_at_random(
     job: Job, student: NormalisedStudent, held_out: HeldOut
 ) -> tuple[NormalisedStudent, dict[str, Any]]:
     config = job.run.recipe.train
-    device = device_of(config)
+    device = device_of(config.device, "train.device")
     student.to(device)
     figures = validate(student, None, held_out, config.batch_size, device, autocast_dtype(config, device))
     metrics = MetricsLog(job.folder, -1, config.tensorboard)

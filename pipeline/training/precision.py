@@ -7,28 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from pipeline.config import TrainConfig
-from pipeline.errors import ConfigError
 from pipeline.processor import bfloat16_is_faster
-
-
-def device_of(config: TrainConfig) -> torch.device:
-    """Return the device of ``train.device``.
-
-    Raises:
-        ConfigError: torch does not know it or it is not there.
-    """
-    try:
-        device = torch.device(config.device)
-    except RuntimeError as error:
-        raise ConfigError(
-            "train.device is no torch device", expected="cpu, cuda, cuda:N", got=config.device
-        ) from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            "train.device asks for a GPU that is not there", expected="a torch build and driver with CUDA",
-            got=f"torch {torch.__version__}", run="--set train.device=cpu",
-        )  # fmt: skip
-    return device
 
 
 def autocast_dtype(config: TrainConfig, device: torch.device) -> torch.dtype | None:

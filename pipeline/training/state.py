@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipeline.config import TrainConfig
+from pipeline.processor import device_of
 from pipeline.training import checkpoint
 from pipeline.training.objective import Objective
 from pipeline.training.optimiser import build_optimiser
-from pipeline.training.precision import autocast_dtype, device_of
+from pipeline.training.precision import autocast_dtype
 
 
 @dataclass
@@ -44,7 +45,7 @@ class TrainingState:
 
     def __init__(self, student: nn.Module, objective: nn.Module, config: TrainConfig, work: str) -> None:
         self.config, self.work = config, work
-        self.device = device_of(config)
+        self.device = device_of(config.device, "train.device")
         self.dtype = autocast_dtype(config, self.device)
         self.model = nn.ModuleDict({"student": student, "objective": objective}).to(self.device)
         # Channels last is what bfloat16 convolutions are fast in on a processor with AVX512_BF16 or a GPU.
