@@ -92,14 +92,15 @@ def test_killed_at_random_moments_equals_uninterrupted(tmp_path: Path) -> None:
         assert reference.exitcode == 0
         seconds = time.monotonic() - began
     want = weights(tmp_path / "whole")
-    draw, kills, resumed, folder = random.Random(0), 0, 0, tmp_path / "killed-0"
+    draw, kills, resumed, finished = random.Random(0), 0, 0, 0
     while True:
+        folder = tmp_path / f"killed-{finished}"
         job = small_job(store, folder, recipe)
         found = checkpoint.load(folder, job.work) if folder.exists() else None
         resumed += found is not None and found.step < recipe.train.steps
         process = context.Process(target=run_text, args=(job.to_json(),))
         process.start()
-        process.join(draw.uniform(0.1, 1.0) * seconds if kills < KILLS else None)
+        process.join(draw.uniform(0.1, 0.9) * seconds if kills < KILLS else None)
         if process.exitcode is None:
             assert process.pid is not None
             os.kill(process.pid, signal.SIGKILL)
@@ -113,7 +114,7 @@ def test_killed_at_random_moments_equals_uninterrupted(tmp_path: Path) -> None:
         assert losses(folder) == losses(tmp_path / "whole")
         if kills >= KILLS:
             break
-        folder = tmp_path / f"killed-{kills}"
+        finished += 1
     assert resumed > 0
 
 
