@@ -17,7 +17,7 @@ def from_db(level_db: float) -> float:
 
 def rms(waveform: Float32[np.ndarray, " samples"]) -> float:
     """Return the root mean square over all samples."""
-    return float(np.sqrt(np.mean(np.square(waveform), dtype=np.float64)))
+    return float(np.sqrt(_frame_energies(waveform)[0].sum() / len(waveform)))
 
 
 def active_rms(waveform: Float32[np.ndarray, " samples"]) -> float:
@@ -26,12 +26,22 @@ def active_rms(waveform: Float32[np.ndarray, " samples"]) -> float:
     Frames are 1,024 samples; a last partial frame counts by its own samples. Leaves pauses and padding out,
     so that the level of a short sound in a long window is the sound's.
     """
-    starts = np.arange(0, len(waveform), ACTIVE_FRAME_SAMPLES)
-    energy = np.add.reduceat(np.square(waveform), starts, dtype=np.float64)
-    sizes = np.minimum(ACTIVE_FRAME_SAMPLES, len(waveform) - starts)
+    energy, sizes = _frame_energies(waveform)
     power = energy / sizes
     active = power >= power.max() * 10.0 ** (-ACTIVE_RANGE_DB / 10.0)
     return float(np.sqrt(energy[active].sum() / sizes[active].sum()))
+
+
+def _frame_energies(waveform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    whole = len(waveform) // ACTIVE_FRAME_SAMPLES * ACTIVE_FRAME_SAMPLES
+    squares = np.square(waveform)
+    # Sums of one frame are exact enough in float32; those over frames are taken in float64.
+    frames = squares[:whole].reshape(-1, ACTIVE_FRAME_SAMPLES).sum(axis=1).astype(np.float64)
+    sizes = np.full(len(frames), ACTIVE_FRAME_SAMPLES)
+    if whole == len(waveform):
+        return frames, sizes
+    rest = squares[whole:].sum(dtype=np.float64)
+    return np.append(frames, rest), np.append(sizes, len(waveform) - whole)
 
 
 def set_level(
@@ -45,5 +55,5 @@ def set_level(
     if level == 0.0:
         return waveform
     gain = from_db(level_dbfs) / level
-    peak = float(np.abs(waveform).max())
+    peak = max(float(waveform.max()), -float(waveform.min()))
     return waveform * np.float32(min(gain, peak_limit / peak))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from jaxtyping import Float32
 
-from pipeline.audio import equaliser
+from pipeline.audio import equaliser, levels
 
 
 def coloured(
@@ -29,17 +27,19 @@ def coloured(
     Returns:
         float32 (samples,) of unit RMS.
     """
-    bins = samples // 2 + 1
-    spectrum = generator.standard_normal(2 * bins, dtype=np.float32).view(np.complex64)
-    log_hz = equaliser.log_frequencies(samples, rate_hz)
-    if slope or band_hz:
+    length = equaliser.fast_length(samples)
+    bins = length // 2 + 1
+    # The sum of so many terms is Gaussian whatever the terms are, and uniform ones cost a quarter.
+    terms = generator.random(2 * bins, dtype=np.float32)
+    terms -= np.float32(0.5)
+    spectrum = terms.view(np.complex64)
+    log_hz = equaliser.log_frequencies(length, rate_hz)
+    if slope:
         log_gain = log_hz * np.float32(-slope)
-        for cut_hz, side in zip(band_hz or (), (-1.0, 1.0), strict=False):
-            ratio = np.exp((log_hz - np.float32(math.log(cut_hz))) * np.float32(8.0 * side))
-            log_gain -= np.float32(0.5) * np.log1p(ratio)
-        log_gain -= log_gain.max()
-        spectrum *= np.exp(log_gain)
+        spectrum *= np.exp(log_gain - log_gain.max())
+    for cut_hz, side in zip(band_hz or (), (-1.0, 1.0), strict=False):
+        spectrum *= equaliser.pass_gain(log_hz, cut_hz, side)
     spectrum[0] = 0.0
-    # By Parseval; the last bin's double count is one part in the number of bins.
-    power = float(np.square(spectrum.view(np.float32)).sum(dtype=np.float64)) * 2.0 / samples**2
-    return equaliser.from_spectrum(spectrum * np.float32(1.0 / math.sqrt(max(power, 1e-30))), samples)
+    wave = equaliser.from_spectrum(spectrum, length)[:samples]
+    wave *= np.float32(1.0 / max(levels.rms(wave), 1e-15))
+    return wave

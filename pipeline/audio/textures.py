@@ -204,9 +204,10 @@ def _ring(generator: np.random.Generator, rate_hz: int) -> np.ndarray:
 
 
 def _through(train: np.ndarray, ring: np.ndarray) -> np.ndarray:
-    samples = len(train)
-    spectrum = scipy.fft.rfft(train) * scipy.fft.rfft(ring, samples)
-    return equaliser.from_spectrum(spectrum, samples)
+    length = equaliser.fast_length(len(train))
+    spectrum = scipy.fft.rfft(train, length)
+    spectrum *= scipy.fft.rfft(ring, length)
+    return equaliser.from_spectrum(spectrum, length)[: len(train)]
 
 
 def _call(generator: np.random.Generator, length: int, rate_hz: int) -> np.ndarray:

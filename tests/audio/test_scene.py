@@ -104,7 +104,9 @@ def test_a_sine_comes_out_at_the_curves_gain(
     hz: float, low_pass: float | None, high_pass: float | None
 ) -> None:
     nodes = (3.0, -9.0, 11.0, 0.0, -4.0, 7.0, -12.0, 5.0)
-    samples = RATE  # a whole number of periods, so the wrap at the ends is none
+    samples = 49_152
+    assert equaliser.fast_length(samples) == samples
+    hz = round(hz * samples / RATE) * RATE / samples  # whole periods, so that the ends join
     sine = np.sin(2 * np.pi * hz * np.arange(samples) / RATE).astype(np.float32)
     out = equaliser.apply(Equaliser(nodes, low_pass, high_pass), sine, RATE)
     at = np.geomspace(40.0, 20_000.0, 8)
@@ -115,6 +117,31 @@ def test_a_sine_comes_out_at_the_curves_gain(
         expected_db -= 10 * math.log10(1 + (high_pass / hz) ** 8)
     gain = float(np.dot(out.astype(np.float64), sine) / np.dot(sine.astype(np.float64), sine))
     assert gain == pytest.approx(10 ** (expected_db / 20), rel=2e-3, abs=1e-6)
+
+
+def test_a_padded_window_is_filtered_like_its_inside() -> None:
+    curve = Equaliser((3.0, -9.0, 11.0, 0.0, -4.0, 7.0, -12.0, 5.0), 3_000.0, None)
+    sine = np.sin(2 * np.pi * 441.0 * np.arange(101_376) / RATE).astype(np.float32)
+    assert equaliser.fast_length(101_376) == 102_400
+    out = equaliser.apply(curve, sine, RATE)
+    middle = slice(20_000, 80_000)
+    gain = np.dot(out[middle], sine[middle]) / np.dot(sine[middle], sine[middle])
+    expected_db = np.interp(np.log(441.0), np.log(np.geomspace(40.0, 20_000.0, 8)), curve.node_gains_db)
+    assert out.shape == sine.shape
+    assert 20 * np.log10(gain) == pytest.approx(expected_db - 10 * np.log10(1 + (441 / 3_000) ** 8), abs=0.01)
+
+
+@pytest.mark.parametrize("samples", [1, 2, 3, 1_000, 44_544, 101_376, 131_073])
+def test_a_fast_length_is_the_next_with_small_factors(samples: int) -> None:
+    def small(number: int) -> bool:
+        for factor in (5, 5, 3, 3):
+            number = number // factor if number % factor == 0 else number
+        return number & (number - 1) == 0
+
+    found = equaliser.fast_length(samples)
+    assert found >= samples and small(found)
+    skipped = [n for n in range(samples, found) if small(n) and n % 225]
+    assert not skipped
 
 
 @pytest.mark.parametrize("slope", [0.0, 0.5, 1.0, 1.5])
