@@ -17,7 +17,7 @@ from pipeline.audio.equaliser import Equaliser
 from pipeline.config import ViewsConfig
 from pipeline.errors import AudioError
 
-VERSION = "mix/1"
+VERSION = "mix/2"
 COUNT_PROBABILITIES = (0.2, 0.6, 0.2)
 ROLL_PROBABILITY = 0.7
 LAYER_EQ_PROBABILITY = 0.3

@@ -20,7 +20,7 @@ from pipeline.audio.equaliser import log_uniform
 from pipeline.config import ViewsConfig
 from pipeline.errors import AudioError
 
-VERSION = "texture/1"
+VERSION = "texture/2"
 LAYER_COUNTS = (1, 2, 3)
 LAYER_BELOW_DB = (0.0, 15.0)
 CLEAN_PROBABILITY = 0.25
