@@ -140,7 +140,9 @@ def test_an_interrupt_writes_checkpoints_and_says_how_to_go_on(tmp_path: Path) -
     """SIGINT to a distill process of its own: exit by KeyboardInterrupt, no child left, a checkpoint there."""
     recipe = _recipe(tmp_path, {"one": {}}, **{"train.steps": 100_000, "train.validate_every": 100_000})
     folder = locations.run_folder(recipes.expand(recipe)[0])
+    # A background job's children start with SIGINT ignored; this one stands for a command at a terminal.
     code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "import sys; from rich.console import Console; from pipeline.config import Recipe; from stages import distill; "
         "distill.run(Recipe.model_validate_json(sys.stdin.read()), console=Console(stderr=True, width=200))"
     )

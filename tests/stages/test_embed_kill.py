@@ -31,8 +31,10 @@ if __name__ == "__main__":
 """
 
 # Ctrl-C at the first finished shard: sent by the process to its group, so no busy machine can miss the moment.
+# A background job's children start with SIGINT ignored; this one stands for a command at a terminal.
 INTERRUPTED = """
 import os, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from pipeline.embedding import pool
 heard = pool._Pool._heard
 def interrupt(self, member, message):
