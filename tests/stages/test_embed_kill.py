@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -63,7 +64,8 @@ def kill_at_random_moments(folder: Path, kills: int, seed: int, whole_group: boo
     store = locations.store_folder(recipe)
     draw = random.Random(seed)
     made: dict[Path, int] = {}
-    for _ in range(kills):
+    killed = 0
+    while killed < kills:
         process = start(recipe, folder)
         # Half die somewhere in start-up, half between the first and the last commit.
         deadline = time.monotonic() + draw.uniform(0.5, 3.0)
@@ -74,7 +76,14 @@ def kill_at_random_moments(folder: Path, kills: int, seed: int, whole_group: boo
             deadline = time.monotonic() + draw.uniform(0.0, 0.3)
         while time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.001)
+        if process.poll() is not None:
+            # It finished before the moment came: only a new store can be killed again.
+            process.communicate()
+            shutil.rmtree(store)
+            made.clear()
+            continue
         (os.killpg if whole_group else os.kill)(process.pid, signal.SIGKILL)
+        killed += 1
         process.communicate()
         wait_for_orphans(store)
         for path in (store / COMMITS_FOLDER).rglob("*.json"):
