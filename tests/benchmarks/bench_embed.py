@@ -15,13 +15,18 @@ from pathlib import Path
 
 from pipeline.config import TeacherConfig
 from pipeline.embedding.worker import Message
+from pipeline.teachers.base import Teacher
 from tests.benchmarks.rows import Row
 
-NAMES = ("embed_rate",)
-REPEATS = 2
-CLIPS, MIXES, TEXTURES = 110, 116, 35  # in the demo recipe's proportions
+NAMES = ("embed_rate", "embed_rate_with_views")
+GOALS = {"embed_rate": 0.9, "embed_rate_with_views": 0.8}
+# Clips, mixes and textures: clean windows alone, and the demo recipe's proportions.
+CORPORA = {"embed_rate": (210, 0, 0), "embed_rate_with_views": (110, 116, 35)}
+REPEATS = 3
 BATCH = 16
-RANDOM = "aisfx_random_weights"
+SHARD_ROWS = 64
+SUFFIXES = (".wav", ".ogg")
+WARM = "aisfx_warm"
 
 
 @dataclass(frozen=True)
@@ -33,52 +38,66 @@ class Speed:
 
 
 def rows(names: Collection[str]) -> Iterable[Row]:
-    """Yield embed's rate over the rate of the teacher's bare forward: same processes, one thread each."""
-    if "embed_rate" not in names:
-        return
-    from pipeline.teachers import weights
+    """Yield embed's rate over the rate of the teacher's bare forward: same processes, one thread each.
 
-    known = weights.teacher_folder("aisfx") / weights.CHECKPOINTS["aisfx"].wheel
-    config = TeacherConfig(name="aisfx" if known.is_file() else RANDOM, batch_size=BATCH)
-    register_random()
-    bare: list[Speed] = []
-    embed: list[Speed] = []
-    with tempfile.TemporaryDirectory() as scratch:
-        run, workers, count = corpus(Path(scratch), config)
-        for repeat in range(REPEATS):
-            bare.append(bare_rate(config, workers, count))
-            embed.append(run(repeat))
-    ours, theirs = max(s.per_second for s in embed), max(s.per_second for s in bare)
-    our_ms, their_ms = min(s.cpu_ms for s in embed), min(s.cpu_ms for s in bare)
-    detail = (
-        f"{ours:.1f} of {theirs:.1f} windows/s, {workers} processes, {config.name}; CPU time a window "
-        f"{our_ms:.1f} ms against {their_ms:.1f} ms ({their_ms / our_ms:.3f} x, which a busy machine moves less)"
-    )
-    yield Row.at_least("embed_rate", ours / theirs, 0.9, detail=detail)
+    Processor-bound processes cannot be faster than their CPU times say; a busy machine can make them seem so.
+    The value is therefore the smaller of the two ratios, of wall times and of CPU times a window.
+    """
+    config = TeacherConfig(name=WARM, batch_size=BATCH)
+    kind = "aisfx" if weights_are_cached() else "aisfx with random weights"
+    register_warm()
+    for name in names:
+        bare: list[Speed] = []
+        embed: list[Speed] = []
+        with tempfile.TemporaryDirectory() as scratch:
+            run, workers, count = corpus(Path(scratch), config, *CORPORA[name])
+            for repeat in range(REPEATS):
+                bare.append(bare_rate(config, workers, count))
+                embed.append(run(repeat))
+        ours, theirs = max(s.per_second for s in embed), max(s.per_second for s in bare)
+        our_ms, their_ms = min(s.cpu_ms for s in embed), min(s.cpu_ms for s in bare)
+        detail = (
+            f"{ours:.1f} of {theirs:.1f} windows/s ({ours / theirs:.2f} x) by {workers} processes; "
+            f"CPU {our_ms:.1f} and {their_ms:.1f} ms a window ({their_ms / our_ms:.3f} x); {kind}"
+        )
+        yield Row.at_least(name, min(ours / theirs, their_ms / our_ms), GOALS[name], detail=detail)
 
 
-def register_random() -> None:
-    """Let a recipe name aisfx's architecture with random weights, where the real ones are not cached."""
+def register_warm() -> None:
+    """Let a recipe name aisfx as it is after its first batch, for which oneDNN builds its kernels.
+
+    Its weights are random where the real ones are not cached: the work is the same.
+    """
     from pipeline.teachers.registry import teachers
 
-    if RANDOM in teachers.names():
+    if WARM in teachers.names():
         return
 
-    @teachers.register(RANDOM)
-    def build(config: TeacherConfig, **_: object) -> object:
+    @teachers.register(WARM)
+    def build(config: TeacherConfig, **_: object) -> Teacher:
         import torch
 
-        from pipeline.teachers.aisfx import Aisfx, AisfxTeacher
+        from pipeline.teachers.aisfx import Aisfx, AisfxTeacher, build_aisfx
 
         torch.manual_seed(0)
-        return AisfxTeacher(Aisfx().state_dict(), config)
+        teacher = build_aisfx(config) if weights_are_cached() else AisfxTeacher(Aisfx().state_dict(), config)
+        torch.set_num_threads(1)
+        teacher.embed(torch.zeros(BATCH, teacher.window_samples))
+        return teacher
+
+
+def weights_are_cached() -> bool:
+    """Whether the teacher's real weights are there."""
+    from pipeline.teachers import weights
+
+    return (weights.teacher_folder("aisfx") / weights.CHECKPOINTS["aisfx"].wheel).is_file()
 
 
 def embed_worker(work: object, pipe: Connection) -> None:
-    """Run an embed worker that knows the random teacher too."""
+    """Run an embed worker that knows the warm teacher too."""
     from pipeline.embedding import worker
 
-    register_random()
+    register_warm()
     worker.main(work, TimedPipe(pipe))  # type: ignore[arg-type]
 
 
@@ -109,10 +128,9 @@ def bare_worker(config: TeacherConfig, count: int, pipe: Connection) -> None:
     from pipeline.teachers.registry import build_teacher
 
     torch.set_num_threads(1)
-    register_random()
+    register_warm()
     teacher = build_teacher(config)
     windows = 0.1 * torch.randn(BATCH, teacher.window_samples, generator=torch.Generator().manual_seed(0))
-    teacher.embed(windows)
     pipe.send("ready")
     pipe.recv()
     started = time.process_time()
@@ -123,12 +141,12 @@ def bare_worker(config: TeacherConfig, count: int, pipe: Connection) -> None:
 
 def bare_rate(config: TeacherConfig, workers: int, count: int) -> Speed:
     """Return the speed of ``workers`` processes that do nothing but the teacher's forward."""
-    from pipeline.embedding.pool import one_thread_each
+    from pipeline.embedding.pool import worker_environment
 
     context = multiprocessing.get_context("spawn")
     each = -(-count // workers)
     pipes = []
-    with one_thread_each():
+    with worker_environment():
         for _ in range(workers):
             ours, theirs = context.Pipe()
             context.Process(target=bare_worker, args=(config, each, theirs), daemon=True).start()
@@ -144,8 +162,12 @@ def bare_rate(config: TeacherConfig, workers: int, count: int) -> Speed:
     return Speed(windows / (time.perf_counter() - start), 1e3 * cpu_seconds / windows)
 
 
-def corpus(folder: Path, config: TeacherConfig) -> tuple[Callable[[int], Speed], int, int]:
+def corpus(
+    folder: Path, config: TeacherConfig, files: int, mixes: int, textures: int
+) -> tuple[Callable[[int], Speed], int, int]:
     """Write sound and its manifest; return what embeds it (and gives windows/s), the processes and the windows."""
+    import pandas as pd
+
     from pipeline.audio import plan, synthesis
     from pipeline.config import ManifestConfig
     from pipeline.embedding import pool
@@ -154,15 +176,18 @@ def corpus(folder: Path, config: TeacherConfig) -> tuple[Callable[[int], Speed],
     recipe = small_recipe(
         folder,
         embed__teacher=config.model_dump(),
-        embed__views__mixes=MIXES,
-        embed__views__textures=TEXTURES,
-        embed__shard_rows=2 * BATCH,
+        embed__views__mixes=mixes,
+        embed__views__textures=textures,
+        embed__shard_rows=SHARD_ROWS,
         embed__chunk_rows=BATCH,
     )
-    clips = synthesis.write_clips(folder / "audio", CLIPS, suffix=".ogg").drop_duplicates("clip_id")
+    written = [
+        synthesis.write_clips(folder / "audio", files // 2, seed, suffix=s) for seed, s in enumerate(SUFFIXES)
+    ]
+    clips = pd.concat(written).drop_duplicates("clip_id", ignore_index=True)
     finish_manifest(recipe, clips, folder / "audio")
     count = len(plan.build(clips, recipe.embed, ManifestConfig()))
-    workers = pool.worker_count(0, count // (2 * BATCH), config.device)
+    workers = pool.worker_count(0, count // SHARD_ROWS, config.device)
     return functools.partial(embed_rate, recipe, folder, workers), workers, count
 
 
