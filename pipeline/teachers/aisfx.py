@@ -10,14 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from pipeline.config import TeacherConfig, digest
+from pipeline.config import TeacherConfig
 from pipeline.errors import WeightsError
 from pipeline.frontends import aisfx_frontend
 from pipeline.frontends.aisfx_frontend import AisfxFrontend
-from pipeline.teachers import precision
 from pipeline.teachers import weights as checkpoints
+from pipeline.teachers.network import NetworkTeacher
 
-CODE_VERSION = "aisfx/1"
 EMBEDDING_DIM = 512
 _HEAD_WIDTHS = (256, 128)
 
@@ -107,20 +106,29 @@ class Aisfx(nn.Module):
         return network.eval()
 
 
-class AisfxTeacher:
-    """aisfx as stage 1 runs it: exact frontend, fused batch norms, channels last, bfloat16 where faster."""
+class AisfxTeacher(NetworkTeacher):
+    """aisfx as stage 1 runs it: exact frontend, fused batch norms, channels last, bfloat16 where faster.
 
+    A waveform longer than one window gives the mean of its blocks (100 frames, hop 50), a shorter one is
+    followed by silence; ``frames`` are the blocks' own embeddings.
+    """
+
+    code_version = "aisfx/1"
     name = "aisfx"
     sample_rate_hz = aisfx_frontend.SAMPLE_RATE_HZ
     # 100 frames exactly: the frontend pads 1,024 zeros on the left, so 99 hops of samples give 100 frames.
     window_samples = (aisfx_frontend.BLOCK_FRAMES - 1) * aisfx_frontend.HOP_LENGTH
     embedding_dim = EMBEDDING_DIM
+    outputs = ("embedding", "frames")
     licence = checkpoints.CHECKPOINTS["aisfx"].licence
     citation = checkpoints.CHECKPOINTS["aisfx"].citation
 
     def __init__(self, state: dict[str, Tensor], config: TeacherConfig) -> None:
-        self.device, self.dtype = precision.resolve(config)
-        self.batch_size = config.batch_size
+        super().__init__(
+            config,
+            checkpoints.CHECKPOINTS["aisfx"].sha256,
+            {"block_hop_frames": aisfx_frontend.BLOCK_HOP_FRAMES},
+        )
         net = Aisfx.from_state(state).embedding_net
         for block in (net.conv_block1, net.conv_block2, net.conv_block3, net.conv_block4):
             block.fuse()
@@ -128,37 +136,15 @@ class AisfxTeacher:
         net = net.to(device=self.device, dtype=self.dtype)
         self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def digest(self) -> str:
-        """Return the digest of code version, weights, windowing and dtype."""
-        return digest(
-            {
-                "code": CODE_VERSION,
-                "weights_sha256": checkpoints.CHECKPOINTS["aisfx"].sha256,
-                "window_samples": self.window_samples,
-                "block_hop_frames": aisfx_frontend.BLOCK_HOP_FRAMES,
-                "dtype": str(self.dtype).removeprefix("torch."),
-            }
-        )
-
-    @torch.inference_mode()
-    def embed(self, waveforms: Float[Tensor, "batch samples"]) -> dict[str, Tensor]:
-        """Return ``{"embedding": (batch, 512) float32}`` of waveforms at 44.1 kHz.
-
-        A waveform longer than one window gives the mean of its blocks (100 frames, hop 50); a shorter one is
-        followed by silence.
-        """
-        if len(waveforms) == 0:
-            return {"embedding": torch.zeros(0, self.embedding_dim)}
-        rows = [self._embed_batch(part) for part in waveforms.split(self.batch_size)]
-        return {"embedding": torch.cat(rows)}
-
-    def _embed_batch(self, waveforms: Tensor) -> Tensor:
-        blocks = self.frontend(waveforms.to(self.device, torch.float32))
-        batch, count = blocks.shape[:2]
+    def compute(
+        self, waveforms: Float[Tensor, "batch samples"], outputs: frozenset[str]
+    ) -> dict[str, Tensor]:
+        """Return ``embedding`` (batch, 512) and ``frames`` (batch, blocks, 512) of waveforms at 44.1 kHz."""
+        blocks = self.frontend(waveforms)
         flat = blocks.flatten(0, 1).to(self.dtype)
         embedded = torch.cat([self.net(part) for part in flat.split(self.batch_size)])
-        mean: Tensor = embedded.reshape(batch, count, self.embedding_dim).mean(dim=1)
-        return mean.cpu()
+        frames = embedded.reshape(*blocks.shape[:2], self.embedding_dim)
+        return {"embedding": frames.mean(dim=1), "frames": frames}
 
 
 def build_aisfx(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 
 from pipeline.config import TeacherConfig, digest
 from pipeline.errors import ConfigError, WeightsError
+from pipeline.teachers.base import EMBEDDING_ONLY
 
 CODE_VERSION = "tiny/1"
 FRAMES = 8
@@ -31,6 +33,7 @@ class TinyTeacher:
     sample_rate_hz = 44_100
     window_samples = 101_376
     embedding_dim = 24
+    outputs = ("embedding", "frames", "layer.0", "logits")
     licence = "CC0-1.0"
     citation = "none: a seeded random projection"
 
@@ -54,17 +57,31 @@ class TinyTeacher:
         return digest({"code": CODE_VERSION, "seed": self.seed, "window_samples": self.window_samples})
 
     @torch.inference_mode()
-    def embed(self, waveforms: Float[Tensor, "batch samples"]) -> dict[str, Tensor]:
-        """Return ``{"embedding": (batch, 24) float32}``; frames stand evenly over the whole waveform."""
-        if len(waveforms) == 0:
-            return {"embedding": torch.zeros(0, self.embedding_dim)}
+    def embed(
+        self, waveforms: Float[Tensor, "batch samples"], outputs: Sequence[str] = EMBEDDING_ONLY
+    ) -> dict[str, Tensor]:
+        """Return the asked outputs; frames stand evenly over the whole waveform.
+
+        ``embedding`` (batch, 24); ``frames`` (batch, 8, 16), the log-spectra; ``layer.0`` (batch, 16), their
+        mean; ``logits`` (batch, 5), the embedding's first five dimensions.
+        """
+        if len(waveforms) == 0:  # the FFT refuses an empty batch
+            one = self.embed(waveforms.new_zeros(1, FRAME_SAMPLES), outputs)
+            return {name: value[:0] for name, value in one.items()}
         padded = F.pad(waveforms, (0, max(0, FRAME_SAMPLES - waveforms.shape[-1])))
         starts = np.linspace(0, padded.shape[-1] - FRAME_SAMPLES, FRAMES).astype(int)
-        frames = torch.stack([padded[:, s : s + FRAME_SAMPLES] for s in starts], dim=1) * self.window
-        power = torch.view_as_real(torch.fft.rfft(frames)).square().sum(dim=-1)
+        windows = torch.stack([padded[:, s : s + FRAME_SAMPLES] for s in starts], dim=1) * self.window
+        power = torch.view_as_real(torch.fft.rfft(windows)).square().sum(dim=-1)
         level = torch.log(power @ self.bank + 1e-4)
         summary = torch.cat([level.mean(dim=1), level.std(dim=1, correction=0)], dim=1)
-        return {"embedding": summary @ self.projection}
+        embedding = summary @ self.projection
+        made = {
+            "embedding": embedding,
+            "frames": level,
+            "layer.0": level.mean(dim=1),
+            "logits": embedding[:, :5],
+        }
+        return {name: made[name] for name in outputs}
 
 
 def build_tiny(

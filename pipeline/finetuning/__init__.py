@@ -1,0 +1,1 @@
+"""Training a teacher, or its head, on labels before it embeds."""
