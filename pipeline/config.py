@@ -165,7 +165,11 @@ class EmbedConfig(Section):
     window_seconds: float = Field(101_376 / 44_100, gt=0, description="length of every window")
     seed: int = Field(0, description="seed of the window offsets and of the row order")
     spectrogram_dtype: Literal["float16", "uint8"] = "float16"
-    embedding_dtype: Literal["float32", "float16"] = "float32"
+    embedding_dtype: Literal["float32", "float16"] = Field(
+        "float32", description="of the embedding and of layer.N as stored"
+    )
+    logits_dtype: Literal["float32", "float16"] = "float32"
+    frames_dtype: Literal["float32", "float16"] = "float16"
     shard_rows: int = Field(512, ge=1, description="rows a shard: the unit of work, commit and resume")
     chunk_rows: int = Field(64, ge=1, description="rows an inner chunk")
     workers: int = Field(0, ge=0, description="processes; 0 = one a core")

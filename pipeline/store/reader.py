@@ -15,7 +15,7 @@ from zarr.core.buffer import default_buffer_prototype
 from pipeline import artifact
 from pipeline.config import LogMelConfig
 from pipeline.errors import DigestMismatchError, StoreError
-from pipeline.store import tables, zarr_layout
+from pipeline.store import tables, topk, zarr_layout
 from pipeline.store.quantisation import dequantise
 from pipeline.store.schema import (
     CLIPS_FILE,
@@ -166,6 +166,15 @@ class StoreReader:
                 self._member(spec, name, shard, start, stop, None) for name in zarr_layout.members(spec)
             )
             values = dequantise(codes, scale, offset)
+            if out is None:
+                return values
+            out[...] = values
+            return out
+        if spec.top_k is not None:
+            kept, indices, tail = (
+                self._member(spec, name, shard, start, stop, None) for name in zarr_layout.members(spec)
+            )
+            values = topk.decode(kept, indices, tail, spec.row_shape[0])
             if out is None:
                 return values
             out[...] = values

@@ -7,6 +7,9 @@
     <store>/rejects.parquet                     path, clip_id, row, reason, problem
     <store>/spectrogram/<digest12>.zarr/log_mel     (n, mels, frames) float16; or uint8 + scale, offset
     <store>/embedding/<digest12>.zarr/embedding     (n, dim) float32 or float16
+    <store>/logits/<digest12>.zarr/logits           (n, classes); or values, indices (n, k) + tail (n): see topk
+    <store>/frames/<digest12>.zarr/frames           (n, time, dim), evenly spaced at config's frame_rate_hz
+    <store>/layer/<digest12>.zarr/layer             (n, dim), the time mean of one block's output
     <store>/commits/<digest12>/<shard>.json     SHA-256 of the shard's files, rows, rejects
     <store>/artifact.json                       marker of a finished artifact, written last
 """
@@ -14,11 +17,12 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from pipeline.config import LogMelConfig, Section, digest
 from pipeline.errors import MissingArtifactError, StoreError
@@ -32,8 +36,16 @@ REJECT_COLUMNS = ("path", "clip_id", "row", "reason", "problem")
 NO_ROW = -1
 PENDING, OK, REJECTED = "pending", "ok", "rejected"
 
-Kind = Literal["spectrogram", "embedding"]
-DATA_NAMES: dict[str, str] = {"spectrogram": "log_mel", "embedding": "embedding"}
+Kind = Literal["spectrogram", "embedding", "logits", "frames", "layer"]
+KINDS: tuple[Kind, ...] = ("spectrogram", "embedding", "logits", "frames", "layer")
+DATA_NAMES: dict[str, str] = {kind: kind for kind in KINDS} | {"spectrogram": "log_mel"}
+DIMENSIONS: dict[str, tuple[str, ...]] = {
+    "spectrogram": ("mel", "frame"),
+    "embedding": ("dimension",),
+    "logits": ("class",),
+    "frames": ("frame", "dimension"),
+    "layer": ("dimension",),
+}
 
 
 def frontend_digest(config: LogMelConfig) -> str:
@@ -45,12 +57,14 @@ class ArraySpec(Section):
     """One array of a store: what made it, and the type and shape of a row.
 
     Attributes:
-        kind: ``spectrogram`` or ``embedding``.
-        digest: of the frontend (every constant) or of the teacher (code, weights, windowing, dtype).
+        kind: ``spectrogram``, or what a teacher gave: ``embedding``, ``logits``, ``frames``, ``layer``.
+        digest: of the frontend (every constant); of the teacher (code, weights, windowing, dtype) for its
+            embedding; of teacher, output, frame rate and top-k for its other outputs (``output_digest``).
         name: of the frontend (``log_mel``) or of the teacher.
         dtype: as stored. ``uint8`` is for spectrograms alone: value = offset + scale * code, one pair a row.
-        row_shape: ``(mels, frames)`` or ``(dim,)``.
-        config: the constants behind the digest, for readers.
+        row_shape: ``(mels, frames)``, ``(dim,)``, ``(classes,)`` (of top-k logits too) or ``(time, dim)``.
+        config: the constants behind the digest, for readers. For outputs other than the embedding also
+            ``teacher`` (its digest), ``output`` and, where they apply, ``frame_rate_hz`` and ``top_k``.
         licence: of the teacher, carried on to everything distilled from it.
     """
 
@@ -62,6 +76,20 @@ class ArraySpec(Section):
     config: dict[str, Any] = Field({})
     licence: str = ""
 
+    @model_validator(mode="after")
+    def _possible(self) -> ArraySpec:
+        if len(self.row_shape) != len(DIMENSIONS[self.kind]) or min(self.row_shape, default=0) < 1:
+            raise ValueError(
+                f"a row of {self.kind} has dimensions {DIMENSIONS[self.kind]}, got {self.row_shape}"
+            )
+        if self.dtype == "uint8" and self.kind != "spectrogram":
+            raise ValueError(f"uint8 is for spectrograms alone, not for {self.kind}")
+        if self.top_k is not None and not 1 <= self.top_k < self.row_shape[0]:
+            raise ValueError(
+                f"top_k is 1 to {self.row_shape[0] - 1} for {self.row_shape[0]} classes, got {self.top_k}"
+            )
+        return self
+
     @property
     def path(self) -> str:
         """The Zarr group's folder inside the store, also the key of ``StoreWriter.write_shard``."""
@@ -70,15 +98,28 @@ class ArraySpec(Section):
     @property
     def data_name(self) -> str:
         """The data array's name inside the group."""
-        return DATA_NAMES[self.kind]
+        return "values" if self.top_k is not None else DATA_NAMES[self.kind]
+
+    @property
+    def output(self) -> str:
+        """Which output of the teacher: ``embedding``, ``logits``, ``frames``, ``layer.N``; "" of a frontend."""
+        return "" if self.kind == "spectrogram" else str(self.config.get("output", self.kind))
+
+    @property
+    def teacher_digest(self) -> str:
+        """Digest of the teacher behind the array; "" of a frontend."""
+        return "" if self.kind == "spectrogram" else str(self.config.get("teacher", self.digest))
+
+    @property
+    def top_k(self) -> int | None:
+        """How many of a row's logits are kept; None = all, or no logits."""
+        found = self.config.get("top_k") if self.kind == "logits" else None
+        return None if found is None else int(found)
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row as a loader holds it (uint8 is decoded to float16)."""
-        values = 1
-        for length in self.row_shape:
-            values *= length
-        return values * (4 if self.dtype == "float32" else 2)
+        """Bytes of one row as a loader holds it (uint8 is decoded to float16, top-k to all classes)."""
+        return math.prod(self.row_shape) * (4 if self.dtype == "float32" else 2)
 
 
 def spectrogram_spec(
@@ -104,13 +145,69 @@ def embedding_spec(
     licence: str = "",
 ) -> ArraySpec:
     """Return the spec of a teacher's embedding array."""
+    return output_spec(name, digest, "embedding", (dim,), dtype, config, licence)
+
+
+def output_digest(
+    teacher_digest: str, output: str, frame_rate_hz: float | None = None, top_k: int | None = None
+) -> str:
+    """Return the digest that names the array of a teacher's ``output``; a plain embedding's is the teacher's."""
+    if output == "embedding":
+        return teacher_digest
+    return digest(
+        {"teacher": teacher_digest, "output": output, "frame_rate_hz": frame_rate_hz, "top_k": top_k}
+    )
+
+
+def output_spec(
+    name: str,
+    teacher_digest: str,
+    output: str,
+    row_shape: tuple[int, ...],
+    dtype: Literal["float16", "float32"] = "float32",
+    config: dict[str, Any] | None = None,
+    licence: str = "",
+    *,
+    frame_rate_hz: float | None = None,
+    top_k: int | None = None,
+) -> ArraySpec:
+    """Return the spec of one output of a teacher; whatever the output, ``write_shard`` takes its full rows.
+
+    Args:
+        name: the teacher's.
+        teacher_digest: ``Teacher.digest()``.
+        output: ``embedding``, ``logits``, ``frames`` or ``layer.N``, as ``Teacher.embed`` names them.
+        row_shape: ``(dim,)``, ``(classes,)`` or ``(time, dim)``, without the batch.
+        dtype: as stored.
+        config: further constants, for readers (``citation`` among them).
+        licence: of the weights.
+        frame_rate_hz: of pooled ``frames``; they need it.
+        top_k: of ``logits``: how many are kept; None = all.
+
+    Raises:
+        StoreError: no such output, frames without their rate, or a key that the output does not take.
+    """
+    kind = output.split(".")[0]
+    if kind not in KINDS[1:] or (kind == "layer") != ("." in output):
+        raise StoreError("no such output", expected="embedding, logits, frames or layer.N", got=output)
+    if (kind == "frames") != (frame_rate_hz is not None) or (top_k is not None and kind != "logits"):
+        raise StoreError(
+            f"{output} of {name} is not described",
+            expected="frame_rate_hz for frames alone, top_k for logits alone",
+            got=f"frame_rate_hz {frame_rate_hz}, top_k {top_k}",
+        )
+    extra: dict[str, Any] = {}
+    if kind != "embedding":
+        extra = {"teacher": teacher_digest, "output": output}
+        extra |= {"frame_rate_hz": frame_rate_hz} if frame_rate_hz is not None else {}
+        extra |= {"top_k": top_k} if top_k is not None else {}
     return ArraySpec(
-        kind="embedding",
-        digest=digest,
+        kind=kind,
+        digest=output_digest(teacher_digest, output, frame_rate_hz, top_k),
         name=name,
         dtype=dtype,
-        row_shape=(dim,),
-        config=config or {},
+        row_shape=row_shape,
+        config={**(config or {}), **extra},
         licence=licence,
     )
 

@@ -222,7 +222,7 @@ def _check_values(folder: Path, spec: ArraySpec, shard: int, record: dict[str, A
     start, stop = record["rows"]
     rejected = numpy.zeros(stop - start, dtype=bool)
     rejected[[reject["row"] - start for reject in record["rejects"]]] = True
-    name = "scale" if spec.dtype == "uint8" else spec.data_name
+    name = {"uint8": "scale"}.get(spec.dtype, "tail" if spec.top_k is not None else spec.data_name)
     try:
         values = numpy.asarray(zarr_layout.open_array(folder / spec.path / name)[start:stop])
     except (ValueError, RuntimeError, OSError) as error:

@@ -18,7 +18,7 @@ import pandas
 
 from pipeline import artifact
 from pipeline.errors import StoreError
-from pipeline.store import tables, zarr_layout
+from pipeline.store import tables, topk, zarr_layout
 from pipeline.store.admission import check_plan, check_rows, merged
 from pipeline.store.incoming import Incoming, place
 from pipeline.store.quantisation import quantise
@@ -208,6 +208,8 @@ class StoreWriter:
                 },
                 "rejects": table.to_dict("records"),
             }
+            if spec.top_k is not None:
+                record["lost_mass"] = _lost_mass(stored)
             with self._incoming.exclusive():
                 self._commit(spec, shard, staged, record)
 
@@ -252,7 +254,7 @@ class StoreWriter:
             "ok": int(counts.get(OK, 0)),
             "rejected": int(counts.get(REJECTED, 0)),
             "shards": self.meta.shards,
-            "arrays": {spec.path: {"name": spec.name, "digest": spec.digest} for spec in complete},
+            "arrays": {spec.path: self._described(spec) for spec in complete},
         }
         return artifact.finish(
             self.folder, kind="store", config=config, inputs=inputs, summary={**(summary or {}), **found}
@@ -265,6 +267,22 @@ class StoreWriter:
             commit_path(self.folder, spec, shard).unlink(missing_ok=True)
             for name in zarr_layout.members(spec):
                 (self.folder / zarr_layout.shard_file(spec, name, shard)).unlink(missing_ok=True)
+
+    def _described(self, spec: ArraySpec) -> dict[str, Any]:
+        found: dict[str, Any] = {"name": spec.name, "digest": spec.digest}
+        if spec.top_k is not None:
+            lost = [
+                record["lost_mass"]
+                for shard in range(self.meta.shards)
+                if (record := read_commit(self.folder, spec, shard))
+            ]
+            rows = sum(one["rows"] for one in lost)
+            total = sum(one["mean"] * one["rows"] for one in lost)
+            found["lost_mass"] = {
+                "mean": total / max(rows, 1),
+                "largest": max((one["largest"] for one in lost), default=0.0),
+            }
+        return found
 
     def _commit(
         self, spec: ArraySpec, shard: int, staged: dict[str, tuple[Path, int, str]], record: dict[str, Any]
@@ -344,6 +362,14 @@ def derive_tables(
     return rows.assign(status=status), rejects
 
 
+def _lost_mass(stored: dict[str, numpy.ndarray]) -> dict[str, float]:
+    lost = topk.lost_mass(stored["values"], stored["tail"])
+    lost = lost[numpy.isfinite(lost)]
+    if not len(lost):
+        return {"rows": 0, "mean": 0.0, "largest": 0.0}
+    return {"rows": len(lost), "mean": float(lost.mean()), "largest": float(lost.max())}
+
+
 def _stored(
     spec: ArraySpec, values: numpy.ndarray, rejected: numpy.ndarray, start: int
 ) -> dict[str, numpy.ndarray]:
@@ -360,6 +386,11 @@ def _stored(
             expected="finite values, or the row among the rejects",
             got=f"{int(bad.sum())} such rows in this shard",
         )
+    if spec.top_k is not None:
+        exact = numpy.array(values, dtype=numpy.float32)
+        exact[rejected] = numpy.nan
+        kept, indices, tail = topk.encode(exact, spec.top_k)
+        return {"values": kept.astype(kind), "indices": indices, "tail": tail}
     if spec.dtype != "uint8":
         return {spec.data_name: rows}
     codes, scale, offset = quantise(rows)

@@ -18,18 +18,24 @@ from zarr.codecs import BytesCodec, Crc32cCodec
 from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
-from pipeline.store.schema import SCHEMA_VERSION, ArraySpec, StoreMeta
+from pipeline.store import topk
+from pipeline.store.schema import DIMENSIONS, SCHEMA_VERSION, ArraySpec, StoreMeta
 
 log = logging.getLogger(__name__)
 
 OWN_PIPELINE = "zarr.core.codec_pipeline.BatchedCodecPipeline"
 FAST_PIPELINE = "zarrs.ZarrsCodecPipeline"
+FILL_VALUES = {"uint8": 0, "int16": topk.NO_CLASS, "int32": topk.NO_CLASS}
 # zarr reads the pipeline's name while an array is opened; the setting is global, so openings take turns.
 _opening = threading.Lock()
 
 
 def members(spec: ArraySpec) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Return name to (dtype, row shape) of each Zarr array in the group of ``spec``."""
+    if spec.top_k is not None:
+        kept = (spec.top_k,)
+        indices = topk.index_dtype(spec.row_shape[0])
+        return {"values": (spec.dtype, kept), "indices": (indices, kept), "tail": ("float32", ())}
     arrays: dict[str, tuple[str, tuple[int, ...]]] = {spec.data_name: (spec.dtype, spec.row_shape)}
     if spec.dtype == "uint8":
         arrays |= {"scale": ("float32", ()), "offset": ("float32", ())}
@@ -50,6 +56,7 @@ def attributes(spec: ArraySpec) -> dict[str, Any]:
 def create_group(folder: Path, spec: ArraySpec, meta: StoreMeta) -> None:
     """Create the group of ``spec`` with its empty arrays at ``folder``."""
     group = zarr.create_group(store=folder, zarr_format=3, attributes=attributes(spec))
+    names = DIMENSIONS[spec.kind] if spec.top_k is None else ("rank",)
     for name, (dtype, row_shape) in members(spec).items():
         group.create_array(
             name,
@@ -60,10 +67,8 @@ def create_group(folder: Path, spec: ArraySpec, meta: StoreMeta) -> None:
             filters=None,
             serializer=BytesCodec(),
             compressors=[Crc32cCodec()],
-            fill_value=0 if dtype == "uint8" else float("nan"),
-            dimension_names=("row", "mel", "frame")[: 1 + len(row_shape)]
-            if spec.kind == "spectrogram"
-            else ("row", "dimension"),
+            fill_value=FILL_VALUES.get(dtype, float("nan")),
+            dimension_names=("row", *names[: len(row_shape)]),
         )
 
 
