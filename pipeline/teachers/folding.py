@@ -12,10 +12,15 @@ from pipeline.errors import WeightsError
 LISTED = 4
 
 
-def load_published(network: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+def load_published(
+    network: nn.Module, state: Mapping[str, Tensor], name: str, *, assign: bool = False
+) -> None:
     """Load ``state`` into ``network`` and put it into evaluation mode.
 
     Batch norms' step counters may be absent: they play no part in inference.
+
+    Args:
+        assign: take the state's tensors as they are, into a network made on the meta device.
 
     Raises:
         WeightsError: an entry is missing, unexpected or of another shape; the first few are named.
@@ -39,7 +44,7 @@ def load_published(network: nn.Module, state: Mapping[str, Tensor], name: str) -
             expected=f"the {len(own)} entries of the published file",
             got="; ".join(problems),
         )
-    network.load_state_dict(dict(state), strict=False)
+    network.load_state_dict(dict(state), strict=False, assign=assign)
     network.eval()
 
 
