@@ -57,6 +57,10 @@ class ManifestError(OssicleError, ValueError):
     """A manifest is missing a column, leaks between splits, or names a path outside its root."""
 
 
+class Hdf5Error(OssicleError, ValueError):
+    """An HDF5 file is damaged, not of the layout expected, or claims what it does not hold."""
+
+
 class AudioError(OssicleError, ValueError):
     """One clip cannot be used. ``reason`` is a short stable code that goes to ``rejects.parquet``."""
 

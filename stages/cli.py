@@ -28,7 +28,7 @@ app.add_typer(store_app, name="store")
 # Which extra of the distribution brings a library that the core does without.
 EXTRAS = {"soundfile": "audio", "soxr": "audio", "torchaudio": "audio"}
 EXTRAS |= {"onnx": "deploy", "onnxruntime": "deploy", "onnxscript": "deploy", "onnx_ir": "deploy"}
-EXTRAS |= {"matplotlib": "report", "jinja2": "report", "zarrs": "speed"}
+EXTRAS |= {"matplotlib": "report", "jinja2": "report", "zarrs": "speed", "h5py": "hdf5"}
 
 RecipeArgument = Annotated[
     str, typer.Argument(help="a recipe file, or the name of a shipped one", metavar="RECIPE")

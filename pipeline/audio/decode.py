@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import soundfile
@@ -50,7 +52,16 @@ REASONS = {
     "too_short": "it is shorter than the shortest clip wanted",
     "silent": "its peak is below the floor",
     "changed": "it is not the file that the manifest was made from",
+    "outside": "it lies outside its root",
+    "bad_pack": "its HDF5 pack cannot be used",
 }
+
+
+class Observer(Protocol):
+    """Sees every block of samples that ``inspect`` reads, so that nothing is decoded twice."""
+
+    def add(self, block: Float32[np.ndarray, " samples"], peak: float, rate_hz: int) -> None:
+        """Take one mono block, its largest magnitude and its sample rate."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +119,11 @@ def probe(path: os.PathLike[str] | str | bytes) -> AudioInfo:
 
 
 def read(
-    path: os.PathLike[str] | str | bytes, start: int = 0, frames: int | None = None
+    path: os.PathLike[str] | str | bytes,
+    start: int = 0,
+    frames: int | None = None,
+    *,
+    content: bytes | None = None,
 ) -> tuple[Float32[np.ndarray, " samples"], int]:
     """Return mono samples at the file's own rate, and that rate in Hz.
 
@@ -116,6 +131,7 @@ def read(
         path: a sound file of any format of libsndfile (wav, flac, ogg, mp3, aiff, ...).
         start: first frame wanted; found by a seek.
         frames: how many; fewer come back where the file ends earlier. None = to the end.
+        content: the sound file itself, where it is no file on disk; ``path`` then only names it.
 
     Returns:
         float32 (samples,), the mean of the channels, and the sample rate in Hz.
@@ -123,7 +139,7 @@ def read(
     Raises:
         AudioError: unusable; ``reason`` is a key of ``REASONS``.
     """
-    with _opened(path) as (sound, declared):
+    with _opened(path, content) as (sound, declared):
         blocks = list(_blocks(sound, path, start, frames))
         got = sum(len(block) for block in blocks)
         wanted = declared - start if frames is None else min(frames, declared - start)
@@ -136,19 +152,28 @@ def read(
         return mono, sound.samplerate
 
 
-def inspect(path: os.PathLike[str] | str | bytes, min_seconds: float = 0.0) -> Inspection:
-    """Read ``path`` to its end in bounded memory and return what it holds.
+def inspect(
+    path: os.PathLike[str] | str | bytes,
+    min_seconds: float = 0.0,
+    observer: Observer | None = None,
+    *,
+    content: bytes | None = None,
+) -> Inspection:
+    """Read ``path`` (or ``content``, which it names) to its end in bounded memory and return what it holds.
 
     Raises:
         AudioError: unusable, or shorter than ``min_seconds``; ``reason`` is a key of ``REASONS``.
     """
-    with _opened(path) as (sound, declared):
-        content = hashlib.sha256(f"{sound.samplerate} Hz\n".encode())
+    with _opened(path, content) as (sound, declared):
+        found = hashlib.sha256(f"{sound.samplerate} Hz\n".encode())
         frames, peak = 0, 0.0
         for block in _blocks(sound, path, 0, None):
-            content.update(np.ascontiguousarray(block, dtype="<f4").data)
+            found.update(np.ascontiguousarray(block, dtype="<f4").data)
             frames += len(block)
-            peak = max(peak, _finite_peak(block, path))
+            block_peak = _finite_peak(block, path)
+            peak = max(peak, block_peak)
+            if observer is not None:
+                observer.add(block, block_peak, sound.samplerate)
         if frames < declared:
             _refuse_loss(sound, path, declared, frames, from_start=True)
         if not frames:
@@ -157,7 +182,42 @@ def inspect(path: os.PathLike[str] | str | bytes, min_seconds: float = 0.0) -> I
             raise rejection("too_short", path, f"{frames / sound.samplerate:.4f} s, {min_seconds:g} s wanted")
         told = _info(sound)
         info = AudioInfo(told.sample_rate_hz, told.channels, frames, told.format, told.subtype)
-        return Inspection(info, content.hexdigest(), peak)
+        return Inspection(info, found.hexdigest(), peak)
+
+
+def inspect_samples(
+    samples: Float32[np.ndarray, " samples"],
+    rate_hz: int,
+    path: os.PathLike[str] | str | bytes,
+    min_seconds: float = 0.0,
+    observer: Observer | None = None,
+) -> Inspection:
+    """Return of mono samples what ``inspect`` returns of a file that holds them as float32.
+
+    Raises:
+        AudioError: unusable, or shorter than ``min_seconds``; ``reason`` is a key of ``REASONS``.
+    """
+    if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
+        raise rejection("bad_rate", path, f"{rate_hz} Hz")
+    checked(samples, path, "anywhere")
+    if len(samples) < min_seconds * rate_hz:
+        raise rejection("too_short", path, f"{len(samples) / rate_hz:.4f} s, {min_seconds:g} s wanted")
+    peak = _finite_peak(samples, path)
+    if observer is not None:
+        observer.add(samples, peak, rate_hz)
+    found = hashlib.sha256(f"{rate_hz} Hz\n".encode())
+    found.update(np.ascontiguousarray(samples, dtype="<f4").data)
+    return Inspection(AudioInfo(rate_hz, 1, len(samples), "HDF5", "PCM_16"), found.hexdigest(), peak)
+
+
+def checked(
+    samples: Float32[np.ndarray, " samples"], path: os.PathLike[str] | str | bytes, detail: str
+) -> Float32[np.ndarray, " samples"]:
+    """Return ``samples``, refused where there are none or one is not finite."""
+    if not len(samples):
+        raise rejection("no_samples", path, detail)
+    _finite_peak(samples, path)
+    return samples
 
 
 def decoded_digest(path: os.PathLike[str] | str | bytes) -> str:
@@ -176,8 +236,14 @@ def resample(
 
 
 @contextmanager
-def _opened(path: os.PathLike[str] | str | bytes) -> Iterator[tuple[soundfile.SoundFile, int]]:
-    """Open a regular file as sound and give it with the frames it declares (-1 = it does not say)."""
+def _opened(
+    path: os.PathLike[str] | str | bytes, content: bytes | None = None
+) -> Iterator[tuple[soundfile.SoundFile, int]]:
+    """Open a regular file, or bytes, as sound and give it with the frames it declares (-1 = it does not say)."""
+    if content is not None:
+        with _sound_in(content, path) as sound:
+            yield sound, sound.frames if 0 <= sound.frames < 1 << 48 else -1
+        return
     descriptor = _descriptor(path)
     try:
         size = os.fstat(descriptor).st_size
@@ -196,6 +262,19 @@ def _opened(path: os.PathLike[str] | str | bytes) -> Iterator[tuple[soundfile.So
             yield sound, declared
     finally:
         os.close(descriptor)
+
+
+def _sound_in(content: bytes, path: os.PathLike[str] | str | bytes) -> soundfile.SoundFile:
+    if not content:
+        raise rejection("empty", path)
+    try:
+        sound = soundfile.SoundFile(io.BytesIO(content))
+    except (soundfile.LibsndfileError, TypeError, ValueError) as error:
+        raise rejection(_open_failure(str(error)), path, str(error)) from error
+    if not MIN_RATE_HZ <= sound.samplerate <= MAX_RATE_HZ:
+        sound.close()
+        raise rejection("bad_rate", path, f"{sound.samplerate} Hz")
+    return sound
 
 
 def _descriptor(path: os.PathLike[str] | str | bytes) -> int:
@@ -223,6 +302,11 @@ def _not_opened(descriptor: int, path: os.PathLike[str] | str | bytes, message: 
         return rejection("no_channels", path)
     if header is not None and not MIN_RATE_HZ <= header.sample_rate_hz <= MAX_RATE_HZ:
         return rejection("bad_rate", path, f"{header.sample_rate_hz} Hz")
+    reason = _open_failure(message)
+    return rejection(reason, path, message if reason == "corrupt" else None)
+
+
+def _open_failure(message: str) -> str:
     for words, reason in (
         ("Channel count is zero", "no_channels"),
         ("Too many channels", "too_many_channels"),
@@ -230,8 +314,8 @@ def _not_opened(descriptor: int, path: os.PathLike[str] | str | bytes, message: 
         ("File does not exist or is not a regular file", "not_audio"),
     ):
         if words in message:
-            return rejection(reason, path)
-    return rejection("corrupt", path, message)
+            return reason
+    return "corrupt"
 
 
 def _blocks(
