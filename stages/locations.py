@@ -10,7 +10,7 @@ from pipeline.config import Recipe
 from pipeline.errors import DigestMismatchError, MissingArtifactError
 from pipeline.recipe import Run
 from pipeline.store import schema
-from pipeline.store.writer import finished_arrays
+from pipeline.store.commits import finished_arrays
 
 # What a run's numbers do not depend on: where it runs, and how many threads it uses.
 _INCIDENTAL = {"device", "threads", "tensorboard"}
@@ -36,7 +36,8 @@ def manifest_folder(recipe: Recipe) -> Path:
 
 def store_config(recipe: Recipe) -> dict[str, Any]:
     """Return the windowing and views that name the store; teachers and frontends add arrays inside it."""
-    embed = recipe.embed.model_dump(mode="json", include={"views", "window_seconds", "seed", "shard_rows"})
+    embed = recipe.embed.model_dump(mode="json", include={"window_seconds", "seed", "shard_rows"})
+    embed["views"] = recipe.embed.views.content()
     windows = recipe.manifest.model_dump(mode="json", include={"max_windows_per_clip", "caps", "peak_floor"})
     return {"embed": embed, "windows": windows, "code": 1}
 
@@ -62,7 +63,8 @@ def run_config(run: Run) -> dict[str, Any]:
     sections = {
         name: getattr(recipe, name).model_dump(mode="json") for name in ("student", "targets", "loss")
     }
-    return {**sections, "train": recipe.train.model_dump(mode="json", exclude=_INCIDENTAL), "code": 1}
+    unused = _INCIDENTAL if recipe.train.control == "labels" else _INCIDENTAL | {"label_column"}
+    return {**sections, "train": recipe.train.model_dump(mode="json", exclude=unused), "code": 1}
 
 
 def run_inputs(run: Run) -> dict[str, str]:
