@@ -186,7 +186,9 @@ def _torchaudio() -> tuple[str, bool]:
 
 
 def _weights(name: str) -> Finding:
-    known = weights.CHECKPOINTS[name]
-    folder = weights.teacher_folder(name)
-    there = (folder / known.wheel).is_file() or (folder / f"{known.sha256[:12]}.safetensors").is_file()
-    return Finding(f"weights of {name}", f"in {folder}" if there else "not fetched yet: ossicle fetch")
+    entry = weights.CHECKPOINTS[name]
+    there = weights.is_present(entry)
+    return Finding(
+        f"weights of {name}",
+        f"in {weights.teacher_folder(name)}" if there else f"not fetched yet: {entry.fetch_command}",
+    )

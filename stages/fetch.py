@@ -82,10 +82,10 @@ def _fetch_audio(recipe: Recipe, cache: Path, console: Console) -> list[str]:
 
 
 def _fetch_weights(recipe: Recipe, cache: Path, console: Console) -> list[str]:
-    from pipeline.teachers import weights
+    from pipeline.teachers import fetching
 
     try:
-        path = weights.fetch(recipe.embed.teacher.name, cache)
+        path = fetching.fetch(recipe.embed.teacher.name, cache)
     except OssicleError as error:
         return [f"{recipe.embed.teacher.name} weights: {error.problem}"]
     if path is not None:

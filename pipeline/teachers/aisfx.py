@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -123,10 +124,10 @@ class AisfxTeacher(NetworkTeacher):
     licence = checkpoints.CHECKPOINTS["aisfx"].licence
     citation = checkpoints.CHECKPOINTS["aisfx"].citation
 
-    def __init__(self, state: dict[str, Tensor], config: TeacherConfig) -> None:
+    def __init__(self, state: dict[str, Tensor], config: TeacherConfig, sha256: str | None = None) -> None:
         super().__init__(
             config,
-            checkpoints.CHECKPOINTS["aisfx"].sha256,
+            sha256 or checkpoints.CHECKPOINTS["aisfx"].sha256 or "",
             {"block_hop_frames": aisfx_frontend.BLOCK_HOP_FRAMES},
         )
         net = Aisfx.from_state(state).embedding_net
@@ -147,8 +148,22 @@ class AisfxTeacher(NetworkTeacher):
         return {"embedding": frames.mean(dim=1), "frames": frames}
 
 
+def unwrap(payload: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return state dict and heads of the published tuple ``(state_dict, heads)``.
+
+    Raises:
+        WeightsError: the file holds something else.
+    """
+    if isinstance(payload, tuple) and len(payload) == 2:
+        state, _ = checkpoints.plain(payload[0])
+        return state, {"heads": payload[1]}
+    return checkpoints.plain(payload)
+
+
 def build_aisfx(
     config: TeacherConfig, *, weights: Path | None = None, cache: Path | None = None
 ) -> AisfxTeacher:
     """Return the teacher with its checkpoint loaded from ``weights`` or the cache."""
-    return AisfxTeacher(checkpoints.load("aisfx", weights, cache), config)
+    config = config if weights is None else config.model_copy(update={"weights": weights})
+    loaded = checkpoints.load("aisfx", config, unwrap, cache)
+    return AisfxTeacher(loaded.state, config, loaded.sha256)

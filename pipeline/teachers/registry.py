@@ -21,7 +21,7 @@ def build_teacher(config: TeacherConfig, weights: Path | None = None, cache: Pat
     """Return the teacher that ``config`` names, its weights verified and loaded.
 
     Args:
-        config: name, dtype, device and batch size.
+        config: name, weights, options, outputs, dtype, device and batch size.
         weights: a checkpoint (or the wheel that holds it) in place of the cached one.
         cache: folder of downloads; default ``$XDG_CACHE_HOME/ossicle``.
 
@@ -30,4 +30,6 @@ def build_teacher(config: TeacherConfig, weights: Path | None = None, cache: Pat
         WeightsError: the checkpoint is absent or of another SHA-256.
         ConfigError: the device or dtype is not to be had here.
     """
-    return teachers.build(config.name, config, weights=weights, cache=cache)
+    if weights is not None:
+        config = config.model_copy(update={"weights": weights})
+    return teachers.build(config.name, config, weights=config.weights, cache=cache)

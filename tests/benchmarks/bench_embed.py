@@ -90,7 +90,7 @@ def weights_are_cached() -> bool:
     """Whether the teacher's real weights are there."""
     from pipeline.teachers import weights
 
-    return (weights.teacher_folder("aisfx") / weights.CHECKPOINTS["aisfx"].wheel).is_file()
+    return (weights.teacher_folder("aisfx") / (weights.CHECKPOINTS["aisfx"].archive or "")).is_file()
 
 
 def embed_worker(work: object, pipe: Connection) -> None:

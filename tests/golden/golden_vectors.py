@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import types
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,34 @@ import torch
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 GOLDEN_DIR = Path(os.environ.get("GOLDEN_DIR", REPOSITORY.parent / "shared" / "golden"))
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """How far one tap of one golden folder was off: ``worst`` of ``allowed``, in the same units."""
+
+    folder: str
+    tap: str
+    worst: float
+    allowed: float
+
+    @property
+    def share(self) -> float:
+        """The deviation as a share of what is allowed; an exact match of an exact tap is 0."""
+        if self.worst == 0:
+            return 0.0
+        return self.worst / self.allowed if self.allowed > 0 else float("inf")
+
+
+# Rows that the terminal summary prints at the end of a run (tests/golden/conftest.py).
+deviations: list[Deviation] = []
+# The golden folder that the running test is about, for rows of ``assert_close``; set by conftest.py.
+running_folder: str | None = None
+
+
+def report(folder: str, tap: str, worst: float, allowed: float) -> None:
+    """Note the worst deviation of one tap and the deviation allowed, both in the same units, for the summary."""
+    deviations.append(Deviation(folder, tap, float(worst), float(allowed)))
 
 
 def folders(*names: str, prefix: str = "") -> list[Any]:
@@ -98,6 +127,9 @@ def assert_close(
     atol = tolerance.get("atol_relative_to_abs_max", 2e-5) * scale
     allowed = atol + tolerance.get("rtol", 1e-4) * np.abs(want)
     difference = np.abs(got_array.astype(np.float64) - want.astype(np.float64))
-    worst = float(difference.max()) / scale
+    worst = float(difference.max(initial=0.0)) / scale
+    if running_folder is not None and difference.size:
+        # Rows are in units of what is allowed, as it differs from element to element.
+        report(running_folder, where, float((difference / allowed).max()), 1.0)
     assert (difference <= allowed).all(), f"{where}: worst |difference| / max|golden| is {worst:.3g}"
     return worst

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from pipeline.config import TeacherConfig
 from pipeline.errors import WeightsError
 from pipeline.frontends.aisfx_frontend import AisfxFrontend, block_count, essentia_mel_bank, frame_count
-from pipeline.teachers import weights
-from pipeline.teachers.aisfx import Aisfx, AisfxTeacher
+from pipeline.teachers import fetching, weights
+from pipeline.teachers.aisfx import Aisfx, AisfxTeacher, unwrap
 from tests.golden import golden_vectors as golden
 
 # The spec carries no tolerance: float32 rounding against the largest value of each tap.
@@ -30,8 +30,8 @@ def vectors(request: pytest.FixtureRequest) -> Golden:
 @pytest.fixture(scope="module")
 def state(vectors: Golden) -> dict[str, Tensor]:
     try:
-        weights.fetch("aisfx")
-        return weights.load("aisfx")
+        fetching.fetch("aisfx")
+        return weights.load("aisfx", TeacherConfig(), unwrap).state
     except WeightsError as error:
         pytest.skip(f"aisfx wheel neither cached nor downloadable: {error}")
 
@@ -98,8 +98,8 @@ def test_state_dict_has_the_published_names_and_shapes(vectors: Golden) -> None:
 
 def test_checkpoint_table_names_the_reference_files(vectors: Golden) -> None:
     spec, _ = vectors
-    known = weights.checkpoint("aisfx")
-    assert known.wheel_sha256 == spec["source"]["wheel_sha256"]
+    known = weights.CHECKPOINTS["aisfx"]
+    assert known.archive_sha256 == spec["source"]["wheel_sha256"]
     assert known.sha256 == spec["weights"]["sha256"]
     assert known.member == spec["weights"]["member"]
 
