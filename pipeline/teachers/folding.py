@@ -48,6 +48,36 @@ def load_published(
     network.eval()
 
 
+def without_constants(
+    state: Mapping[str, Tensor], constants: Mapping[str, Tensor], tolerance: float, name: str
+) -> dict[str, Tensor]:
+    """Return ``state`` without the frontend's constants that the authors saved in it, once seen to be ours.
+
+    Args:
+        state: as published; constants that it does not have are no fault.
+        constants: what our frontend computes, under the published names.
+        tolerance: largest difference allowed.
+        name: of the teacher, for the message.
+
+    Raises:
+        WeightsError: the file is of another frontend: another sample rate, FFT length or mel range.
+    """
+    network = dict(state)
+    for key, own in constants.items():
+        stored = network.pop(key, None)
+        if stored is None:
+            continue
+        same_shape = stored.shape == own.shape
+        worst = float((stored.float() - own).abs().max()) if same_shape else float("inf")
+        if not worst <= tolerance:
+            raise WeightsError(
+                f"{key} of the checkpoint is not that of {name}'s frontend",
+                expected=f"{list(own.shape)}, within {tolerance:g}",
+                got=f"{list(stored.shape)}" + (f", {worst:.3g} off" if same_shape else ""),
+            )
+    return network
+
+
 def fold_batch_norms(network: nn.Module) -> None:
     """Fold every batch norm that follows a convolution inside an ``nn.Sequential`` into that convolution.
 

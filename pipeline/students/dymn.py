@@ -1,0 +1,288 @@
+"""DyMN: MobileNetV3 with dynamic convolutions, Dy-ReLU and coordinate attention.
+
+Schmid, Koutini, Widmer, "Dynamic Convolutional Neural Networks as Efficient Pre-Trained Audio Models", IEEE/ACM
+TASLP 2024 (arXiv 2310.15648). Published names and numerics: a checkpoint of the authors loads as it is, given
+``num_classes`` and its temperature (1 for AudioSet's, 30 for ImageNet's and S-SONDO's); it is in no checkpoint.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.config import StudentConfig
+from pipeline.students.base import Student
+from pipeline.students.mobilenetv3 import (
+    ROWS,
+    STEM_CHANNELS,
+    Row,
+    batch_norm,
+    conv_norm,
+    initialise,
+    make_divisible,
+    pooled_classifier,
+)
+
+KERNELS = 4
+CONTEXT_RATIO = 4
+LEAST_CONTEXT, MOST_CONTEXT = 32, 128
+# Where the published training starts its temperature, and where S-SONDO leaves it.
+INITIAL_TEMPERATURE = 30.0
+
+
+class DynamicConv(nn.Module):
+    """A convolution whose kernel is a mixture of four, drawn for every clip from its context vector.
+
+    The mixture is a softmax over ``temperature`` (Chen et al., CVPR 2020). The four kernels are stored flat,
+    ``(1, 1, 4, outputs * inputs / groups * kernel^2)``.
+
+    Args:
+        groups: 1 (with ``kernel`` 1), or ``inputs`` = ``outputs``: depthwise.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        context: int,
+        kernel: int,
+        stride: int,
+        groups: int,
+        temperature: float,
+    ) -> None:
+        super().__init__()
+        self.shape = (outputs, inputs // groups, kernel, kernel)
+        self.stride, self.groups, self.temperature = stride, groups, temperature
+        kernels = torch.empty(KERNELS, *self.shape)
+        for one in kernels:
+            nn.init.kaiming_normal_(one, mode="fan_out")
+        self.weight = nn.Parameter(kernels.reshape(1, 1, KERNELS, -1))
+        self.residuals = nn.Sequential(nn.Linear(context, KERNELS))
+        self.bias: Tensor | None = None
+
+    def forward(
+        self, x: Float[Tensor, "batch inputs mels frames"], context: Float[Tensor, "batch context"]
+    ) -> Tensor:
+        """Return ``(batch, outputs, ceil(mels / stride), ceil(frames / stride))``."""
+        outputs, inputs, kernel, _ = self.shape
+        mixture = torch.softmax(self.residuals(context) / self.temperature, dim=-1)
+        weight = mixture @ self.weight[0, 0]
+        batch, mels, frames = len(x), x.shape[2], x.shape[3]
+        if self.groups == 1:
+            # One matrix a clip: four times as fast on a CPU as a convolution of batch groups.
+            matrices = weight.reshape(batch, outputs, inputs)
+            flat = x.flatten(2)
+            if self.bias is None:
+                return torch.bmm(matrices, flat).reshape(batch, outputs, mels, frames)
+            out = torch.baddbmm(self.bias[None, :, None], matrices, flat)
+            return out.reshape(batch, outputs, mels, frames)
+        bias = None if self.bias is None else self.bias.repeat(batch)
+        out = F.conv2d(
+            x.reshape(1, batch * outputs, mels, frames),
+            weight.reshape(batch * outputs, inputs, kernel, kernel),
+            bias, self.stride, kernel // 2, groups=batch * outputs,
+        )  # fmt: skip
+        return out.reshape(batch, outputs, out.shape[2], out.shape[3])
+
+    @torch.no_grad()
+    def fold(self, norm: nn.BatchNorm2d) -> None:
+        """Fold the batch norm that follows into all four kernels: for inference, once, after loading."""
+        scale, shift = norm_scale_and_shift(norm)
+        outputs = self.shape[0]
+        self.weight.copy_(
+            (self.weight.reshape(KERNELS, outputs, -1) * scale[:, None]).reshape(self.weight.shape)
+        )
+        del self.bias
+        self.register_buffer("bias", shift)
+
+
+class DynamicRelu(nn.Module):
+    """Maximum of two lines a channel, their slopes and offsets from the context (Chen et al., ECCV 2020, Dy-ReLU-B)."""
+
+    lambdas: Tensor
+    init_v: Tensor
+
+    def __init__(self, channels: int, context: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.coef_net = nn.Sequential(nn.Linear(context, 4 * channels))
+        self.register_buffer("lambdas", torch.tensor([1.0, 1.0, 0.5, 0.5]))
+        self.register_buffer("init_v", torch.tensor([1.0, 0.0, 0.0, 0.0]))
+
+    def forward(
+        self, x: Float[Tensor, "batch channels mels frames"], context: Float[Tensor, "batch context"]
+    ) -> Tensor:
+        """Return max(a1 x + b1, a2 x + b2)."""
+        theta = 2.0 * torch.sigmoid(self.coef_net(context)) - 1.0
+        lines = theta.reshape(-1, self.channels, 1, 1, 4) * self.lambdas + self.init_v
+        slope, second_slope, offset, second_offset = lines.unbind(dim=-1)
+        return torch.maximum(torch.addcmul(offset, x, slope), torch.addcmul(second_offset, x, second_slope))
+
+
+class CoordinateAttention(nn.Module):
+    """Gates over (channel, mel) and over (channel, time) (Hou et al., CVPR 2021)."""
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch channels mels frames"],
+        over_mel: Float[Tensor, "batch channels mels 1"],
+        over_time: Float[Tensor, "batch channels 1 frames"],
+    ) -> Tensor:
+        """Return ``x`` times the sigmoids of both."""
+        return x * torch.sigmoid(over_mel) * torch.sigmoid(over_time)
+
+
+class ContextGenerator(nn.Module):
+    """A block's input, averaged over time and over mel, to its context vector and the two attention sequences."""
+
+    def __init__(self, inputs: int, context: int, hidden: int, stride: int) -> None:
+        super().__init__()
+        self.joint_conv = nn.Conv2d(inputs, context, 1, bias=False)
+        self.joint_norm: nn.Module = batch_norm(context)
+        self.conv_f = nn.Conv2d(context, hidden, 1)
+        self.conv_t = nn.Conv2d(context, hidden, 1)
+        self.stride = stride
+
+    def forward(self, x: Float[Tensor, "batch inputs mels frames"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return context (batch, context, 1, 1), (batch, hidden, mels2, 1) and (batch, hidden, 1, frames2)."""
+        mels, frames = x.shape[2], x.shape[3]
+        over_mel, over_time = x.mean(dim=3, keepdim=True), x.mean(dim=2, keepdim=True).transpose(2, 3)
+        joint = torch.cat([over_mel, over_time], dim=2)
+        joint = F.hardswish(self.joint_norm(self.joint_conv(joint)))
+        context = joint.mean(dim=2, keepdim=True)
+        over_mel, over_time = joint.split([mels, frames], dim=2)
+        if self.stride > 1:
+            pool, step, edge = (3, 1), (self.stride, 1), (1, 0)
+            over_mel, over_time = (F.avg_pool2d(s, pool, step, edge) for s in (over_mel, over_time))
+        return context, self.conv_f(over_mel), self.conv_t(over_time.transpose(2, 3))
+
+
+class DynamicInvertedResidual(nn.Module):
+    """The inverted residual of MobileNetV3 with every part but the norms drawn from the clip's context."""
+
+    def __init__(
+        self, inputs: int, hidden: int, outputs: int, context: int, row: Row, temperature: float
+    ) -> None:
+        super().__init__()
+        self.residual = row.stride == 1 and inputs == outputs
+        self.exp_conv: DynamicConv | None = None
+        if hidden != inputs:
+            self.exp_conv = DynamicConv(inputs, hidden, context, 1, 1, 1, temperature)
+            self.exp_norm: nn.Module = batch_norm(hidden)
+        self.exp_act: nn.Module = nn.Hardswish(inplace=True) if row.hard_swish else nn.ReLU(inplace=True)
+        self.depth_conv = DynamicConv(hidden, hidden, context, row.kernel, row.stride, hidden, temperature)
+        self.depth_norm: nn.Module = batch_norm(hidden)
+        self.depth_act = DynamicRelu(hidden, context)
+        self.ca = CoordinateAttention()
+        self.proj_conv = DynamicConv(hidden, outputs, context, 1, 1, 1, temperature)
+        self.proj_norm: nn.Module = batch_norm(outputs)
+        self.context_gen = ContextGenerator(inputs, context, hidden, row.stride)
+
+    def forward(self, x: Float[Tensor, "batch inputs mels frames"]) -> Tensor:
+        """Return ``(batch, outputs, ceil(mels / stride), ceil(frames / stride))``."""
+        generated, over_mel, over_time = self.context_gen(x)
+        context = generated.flatten(1)
+        hidden = x
+        if self.exp_conv is not None:
+            hidden = self.exp_act(self.exp_norm(self.exp_conv(hidden, context)))
+        hidden = self.depth_act(self.depth_norm(self.depth_conv(hidden, context)), context)
+        hidden = self.ca(hidden, over_mel, over_time)
+        out: Tensor = self.proj_norm(self.proj_conv(hidden, context))
+        return out + x if self.residual else out
+
+    def fold(self) -> None:
+        """Fold every batch norm into the dynamic convolution before it: for inference, once, after loading."""
+        for part in ("exp", "depth", "proj"):
+            convolution = getattr(self, f"{part}_conv")
+            if convolution is not None:
+                convolution.fold(getattr(self, f"{part}_norm"))
+                setattr(self, f"{part}_norm", nn.Identity())
+
+
+def norm_scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Return what the batch norm does in evaluation, ``x * scale + shift``."""
+    assert norm.running_var is not None and norm.running_mean is not None
+    scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    return scale, norm.bias - norm.running_mean * scale
+
+
+class DyMN(Student):
+    """DyMN with all blocks dynamic; the mean over mel and time of its last map is the embedding.
+
+    At ``width`` 1 it has 8,643,312 parameters and 960 features; 0.4 gives 1,493,768 and 384.
+
+    Args:
+        width: multiplies every channel count, rounded to a multiple of 8 (at least 8).
+        embedding_dim: width of the embedding; default six times the last block's channels.
+        in_channels: input channels, 1 for log-mel.
+        num_classes: 0 gives the embedding; more adds the published classifier on the last map.
+        temperature: of every softmax over kernels; :meth:`set_temperature` changes it.
+
+    Input ``(batch, in_channels, mels, frames)``, any size from 1 x 1.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: float = 1.0,
+        embedding_dim: int | None = None,
+        in_channels: int = 1,
+        num_classes: int = 0,
+        temperature: float = INITIAL_TEMPERATURE,
+    ) -> None:
+        channels = make_divisible(STEM_CHANNELS * width)
+        last = 6 * make_divisible(ROWS[-1].channels * width)
+        super().__init__(last, embedding_dim)
+        self.layers = nn.ModuleList()
+        least, most = make_divisible(LEAST_CONTEXT * width), make_divisible(MOST_CONTEXT * width)
+        inputs = channels
+        for row in ROWS:
+            hidden, outputs = make_divisible(row.hidden * width), make_divisible(row.channels * width)
+            context = min(max(make_divisible(hidden // CONTEXT_RATIO), least), most)
+            self.layers.append(DynamicInvertedResidual(inputs, hidden, outputs, context, row, temperature))
+            inputs = outputs
+        self.in_c = conv_norm(in_channels, channels, 3, 2, 1, nn.Hardswish)
+        self.out_c = conv_norm(inputs, last, 1, 1, 1, nn.Hardswish)
+        self.classifier = pooled_classifier(last, width, num_classes) if num_classes else None
+        initialise(self)
+
+    def feature_map(self, log_mel: Float[Tensor, "batch channels mels frames"]) -> Tensor:
+        """Return the last convolution's map (batch, features, ceil(mels / 32), ceil(frames / 32))."""
+        x = self.in_c(log_mel)
+        for layer in self.layers:
+            x = layer(x)
+        out: Tensor = self.out_c(x)
+        return out
+
+    def forward(self, log_mel: Float[Tensor, "batch channels mels frames"]) -> Float[Tensor, "batch dim"]:
+        """Return the embedding, or the logits where there is a classifier."""
+        feature_map = self.feature_map(log_mel)
+        if self.classifier is not None:
+            logits: Tensor = self.classifier(feature_map)
+            return logits.float()
+        embedding: Tensor = self.embedding(feature_map.mean(dim=(2, 3)))
+        return embedding.float()
+
+    def fold(self) -> None:
+        """Fold the batch norms into the dynamic convolutions before them: for inference, once, after loading."""
+        for module in self.modules():
+            if isinstance(module, DynamicInvertedResidual):
+                module.fold()
+
+    def set_temperature(self, temperature: float) -> None:
+        """Set the temperature of every softmax over kernels; training lowers it from 30 to 1."""
+        for module in self.modules():
+            if isinstance(module, DynamicConv):
+                module.temperature = temperature
+
+
+def temperature_at(epoch: int, first: float = INITIAL_TEMPERATURE) -> float:
+    """Return the published schedule: down by 1 an epoch at first, by 0.05 towards the end, never below 1."""
+    return max(first - epoch, 1.0 + 0.05 * (first - 1.0) - 0.05 * epoch, 1.0)
+
+
+def build_dymn(config: StudentConfig, mels: int) -> DyMN:
+    """Return DyMN (8.64M parameters at width 1); any number of mels."""
+    return DyMN(width=config.width, embedding_dim=config.embedding_dim)
