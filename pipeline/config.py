@@ -6,31 +6,17 @@ what ``docs/recipe.md`` and the error messages print.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-
-class Section(BaseModel):
-    """A frozen group of keys that refuses unknown ones."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
-
-
-def canonical_json(value: Any) -> str:
-    """Return the one JSON text of ``value``: sorted keys, no spaces, no NaN."""
-    if isinstance(value, BaseModel):
-        value = value.model_dump(mode="json")
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=str)
-
-
-def digest(value: Any) -> str:
-    """Return the SHA-256 of ``canonical_json(value)`` as 64 hex digits; names use the first 12."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+from pipeline.input_config import Input
+from pipeline.section import Section as Section
+from pipeline.section import canonical_json as canonical_json
+from pipeline.section import digest as digest
+from pipeline.view_config import ViewsConfig as ViewsConfig
 
 
 class PathsConfig(Section):
@@ -62,6 +48,28 @@ class ManifestConfig(Section):
     max_windows_per_clip: int = Field(50, ge=1, description="windows drawn from one long clip at most")
     caps: dict[str, int] = Field({}, description="dataset name to the number of its windows at most")
     peak_floor: float = Field(1e-3, ge=0, description="windows whose peak is below are skipped as silence")
+    inputs: tuple[Input, ...] = Field(
+        (), description="[[manifest.inputs]]: your tables, folders, AudioSet and datasets; see docs/inputs.md"
+    )
+    weights: dict[str, float] = Field(
+        {}, description="dataset name to its share of the windows, relative; every dataset, or none"
+    )
+    total_windows: int | None = Field(
+        None, ge=1, description="windows kept in all, shared out by weights; default as many as the weights allow"
+    )
+    near_duplicates: Literal["off", "report", "reject"] = Field(
+        "off", description="clips that sound alike though their samples differ: named in quality.parquet, or left out"
+    )
+
+    @model_validator(mode="after")
+    def _possible(self) -> ManifestConfig:
+        if any(weight < 0 for weight in self.weights.values()):
+            raise ValueError("a weight is below 0")
+        if self.weights and not sum(self.weights.values()):
+            raise ValueError("every weight is 0: nothing would be left")
+        if self.total_windows is not None and not self.weights:
+            raise ValueError("total_windows wants weights: which dataset gives how much of them")
+        return self
 
 
 class LogMelConfig(Section):
@@ -141,26 +149,17 @@ class TeacherConfig(Section):
         return self
 
 
-class ViewsConfig(Section):
-    """Extra views embedded beside the clean windows. All are drawn from ``seed`` and heard by the teacher."""
-
-    mixes: int = Field(
-        0, ge=0, description="windows that mix one to three clean ones at drawn SNR, gain and EQ"
-    )
-    textures: int = Field(0, ge=0, description="procedural textures (wind, rain, engines, knocks, calls)")
-    seed: int = Field(0)
-    snr_db: tuple[float, float] = Field((-12.0, 6.0), description="level of the added clips")
-    level_dbfs: tuple[float, float] = Field((-42.0, -10.0), description="final RMS level")
-    eq_probability: float = Field(0.6, ge=0, le=1)
-    eq_gain_db: float = Field(12.0, ge=0, description="EQ nodes are drawn within plus or minus this")
-    speech_weight: float = Field(0.35, ge=0, description="drawing weight of speech against all other sounds")
-
-
 class EmbedConfig(Section):
     """Stage 1."""
 
     teacher: TeacherConfig = TeacherConfig()
     frontend: LogMelConfig = LogMelConfig()
+    more_teachers: tuple[TeacherConfig, ...] = Field(
+        (), description="[[embed.more_teachers]]: further teachers that hear the same windows"
+    )
+    more_frontends: tuple[LogMelConfig, ...] = Field(
+        (), description="[[embed.more_frontends]]: further log-mels of the same windows"
+    )
     views: ViewsConfig = ViewsConfig()
     window_seconds: float = Field(101_376 / 44_100, gt=0, description="length of every window")
     seed: int = Field(0, description="seed of the window offsets and of the row order")
@@ -179,6 +178,16 @@ class EmbedConfig(Section):
         if self.shard_rows % self.chunk_rows:
             raise ValueError(f"shard_rows {self.shard_rows} is no multiple of chunk_rows {self.chunk_rows}")
         return self
+
+    @property
+    def all_teachers(self) -> tuple[TeacherConfig, ...]:
+        """The teacher that students follow by default, and the others."""
+        return (self.teacher, *self.more_teachers)
+
+    @property
+    def all_frontends(self) -> tuple[LogMelConfig, ...]:
+        """The students' frontend, and the others."""
+        return (self.frontend, *self.more_frontends)
 
 
 class StudentConfig(Section):

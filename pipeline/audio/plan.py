@@ -1,7 +1,8 @@
 """The window plan: every row that stage 1 embeds, a pure function of manifest, configuration and seeds.
 
 Nothing is decoded here. Clean windows come from the clips; mixes and textures name the clean windows they
-are made of and the seed of everything else, so any worker can make any row from the row and the files.
+are made of and the seed of everything else, augmented views all that was drawn for them; so any worker can
+make any row from the row and the files.
 """
 
 from __future__ import annotations
@@ -9,31 +10,39 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from pipeline.audio import scene, textures
+from pipeline.audio import augmented_plan, scene, textures
+from pipeline.audio.augmented_plan import KEY_DIGITS, PARAMETERS
+from pipeline.audio.impulse import Response
+from pipeline.audio.pools import Pools
 from pipeline.audio.windows import frame_count, window_starts
 from pipeline.config import EmbedConfig, ManifestConfig, ViewsConfig, canonical_json
-from pipeline.errors import ConfigError, ManifestError
-from pipeline.manifest import SPLITS, draw_order
+from pipeline.errors import ManifestError
+from pipeline.manifest import draw_order
 
 log = logging.getLogger(__name__)
 
 SAMPLE_RATE_HZ = 44_100  # every row's waveform; teachers and frontends of other rates hear it resampled
-CLEAN, MIX, TEXTURE = "clean", "mix", "texture"
-LOCAL_POOL = 32  # a shard with fewer clean windows of a split draws its mixes from all of that split
+CLEAN, MIX, TEXTURE, AUGMENTED = "clean", "mix", "texture", augmented_plan.VIEW
 NO_SOURCE_LICENCE = "CC0-1.0"  # a texture without a clip is this program's own making
-KEY_DIGITS = 32
 COLUMNS = (
     "row", "key", "view", "view_seed", "clip_id", "sources", "start_seconds", "duration_seconds",
     "dataset", "group", "label", "fold", "split", "licence", "kind",
 )  # fmt: skip
 
 
-def build(clips: pd.DataFrame, embed: EmbedConfig, manifest: ManifestConfig) -> pd.DataFrame:
+def build(
+    clips: pd.DataFrame,
+    embed: EmbedConfig,
+    manifest: ManifestConfig,
+    others: pd.DataFrame | None = None,
+    devices: Sequence[Response] = (),
+) -> pd.DataFrame:
     """Return the rows to embed, shuffled by seed.
 
     A mix draws its windows from the clean ones of its own split and, where there are enough, of its own
@@ -44,34 +53,54 @@ def build(clips: pd.DataFrame, embed: EmbedConfig, manifest: ManifestConfig) -> 
         clips: a manifest's rows.
         embed: window length, seeds, views, rows a shard.
         manifest: windows a clip, caps a dataset, seed of their draw.
+        others: rows of the manifest that backgrounds come from, where that is another one.
+        devices: impulse responses that augmented views may be heard through.
 
     Returns:
         One row a window, ``COLUMNS``; ``row`` is 0 to n-1. ``sources`` is a JSON list of
-        ``[clip_id, start_seconds]``; ``key`` a digest of content, window and view.
+        ``[clip_id, start_seconds]``; ``key`` a digest of content, window and view. Where there are augmented
+        views, a further column ``view_parameters`` holds theirs as JSON and "" for every other row.
 
     Raises:
         ManifestError: no clip gives a window.
-        ConfigError: mixes were asked for and the speech weight leaves nothing to draw.
+        ConfigError: the speech weight leaves nothing to mix, or the filters no background.
     """
-    clean = _clean_rows(clips, embed, manifest)
+    windows = _windows(clips, embed, manifest)
+    capped = _capped(windows, manifest)
+    clean = windows[capped].reset_index(drop=True)
     if clean.empty:
         raise ManifestError(
             "no clip gives a window", run="look at the caps and at the manifest's rejects.parquet"
         )
     views = embed.views
-    total = len(clean) + views.mixes + views.textures
-    # slots[i] is the row that item i (clean windows, then mixes, then textures) takes.
+    augmentations = (
+        augmented_plan.counts(clean, embed) if views.augmented else np.zeros(len(clean), dtype=int)
+    )
+    total = len(clean) + views.mixes + views.textures + int(augmentations.sum())
+    # slots[i] is the row that item i takes: clean windows, then mixes, textures, augmented views.
     slots = np.random.default_rng([embed.seed, 1]).permutation(total)
-    pools = _Pools(clean, slots[: len(clean)] // embed.shard_rows, views)
+    shards = slots // embed.shard_rows
+    pools = Pools(clean, shards[: len(clean)], views)
     rows: list[dict[Any, Any]] = clean.to_dict("records")
     for number, split in enumerate(_splits(clean, views.mixes)):
-        shard = int(slots[len(clean) + number]) // embed.shard_rows
-        rows.append(_mix_row(number, split, pools, shard, embed))
+        rows.append(_mix_row(number, split, pools, int(shards[len(rows)]), embed))
     for number, split in enumerate(_splits(clean, views.textures)):
-        shard = int(slots[len(clean) + views.mixes + number]) // embed.shard_rows
-        rows.append(_texture_row(number, split, pools, shard, embed))
+        rows.append(_texture_row(number, split, pools, int(shards[len(rows)]), embed))
+    columns = list(COLUMNS)
+    if total > len(rows):
+        under = None if others is None else _windows(others, embed, manifest)
+        mixed = views.background.probability > 0
+        backgrounds = augmented_plan.background_windows(windows, capped, embed, under) if mixed else None
+        sizes = {c: (int(n), int(r)) for c, n, r in clips[["clip_id", "frames", "sample_rate_hz"]].to_numpy()}
+        for window, count in zip(rows[: len(clean)], augmentations, strict=True):
+            for number in range(count):
+                shard = int(shards[len(rows)])
+                rows.append(augmented_plan.row(window, number, shard, sizes, backgrounds, devices, embed))
+        columns.append(PARAMETERS)
     plan = pd.DataFrame(rows).assign(row=slots).sort_values("row", ignore_index=True)
-    return plan.loc[:, list(COLUMNS)].astype({"row": "int64", "view_seed": "int64", "fold": "int64"})
+    if PARAMETERS in columns:
+        plan[PARAMETERS] = plan[PARAMETERS].fillna("")
+    return plan.loc[:, columns].astype({"row": "int64", "view_seed": "int64", "fold": "int64"})
 
 
 def content_key(view: str, sources: list[list[Any]], seed: int, embed: EmbedConfig) -> str:
@@ -84,39 +113,8 @@ def content_key(view: str, sources: list[list[Any]], seed: int, embed: EmbedConf
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()[:KEY_DIGITS]
 
 
-class _Pools:
-    """Which clean windows a view may be made of, by split and shard, with their drawing weights."""
-
-    def __init__(self, clean: pd.DataFrame, shards: np.ndarray, views: ViewsConfig) -> None:
-        self.clean = clean.to_dict("records")
-        weights = np.where(clean["kind"] == "speech", views.speech_weight, 1.0)
-        split = clean["split"].to_numpy()
-        usable = weights > 0
-        self._weights = weights
-        self._of_split = {name: np.flatnonzero((split == name) & usable) for name in SPLITS}
-        self._local: dict[tuple[str, int], np.ndarray] = {}
-        for shard in np.unique(shards):
-            for name in SPLITS:
-                found = np.flatnonzero((split == name) & usable & (shards == shard))
-                if len(found) >= LOCAL_POOL:
-                    self._local[name, int(shard)] = found
-
-    def draw(
-        self, generator: np.random.Generator, count: int, split: str, shard: int
-    ) -> list[dict[Any, Any]]:
-        pool = self._local.get((split, shard), self._of_split[split])
-        if not len(pool):
-            raise ConfigError(
-                f"embed.views.speech_weight = 0 leaves nothing to mix: every {split} clip is speech",
-                expected="a weight above 0, or clips of another kind",
-                got="0",
-            )
-        weights = self._weights[pool]
-        chosen = generator.choice(pool, min(count, len(pool)), replace=False, p=weights / weights.sum())
-        return [self.clean[index] for index in chosen]
-
-
-def _clean_rows(clips: pd.DataFrame, embed: EmbedConfig, manifest: ManifestConfig) -> pd.DataFrame:
+def _windows(clips: pd.DataFrame, embed: EmbedConfig, manifest: ManifestConfig) -> pd.DataFrame:
+    """Return every clean window of the clips, caps aside."""
     rows = []
     for clip in clips.sort_values("clip_id").to_dict("records"):
         rate, frames = clip["sample_rate_hz"], clip["frames"]
@@ -137,17 +135,19 @@ def _clean_rows(clips: pd.DataFrame, embed: EmbedConfig, manifest: ManifestConfi
                     **{name: clip[name] for name in ("licence", "kind")},
                 }
             )
-    clean = pd.DataFrame(rows)
-    if clean.empty:
-        return clean
-    keep = np.ones(len(clean), dtype=bool)
-    for dataset, cap in manifest.caps.items():
-        members = np.flatnonzero(clean["dataset"] == dataset)
+    return pd.DataFrame(rows)
+
+
+def _capped(windows: pd.DataFrame, manifest: ManifestConfig) -> np.ndarray:
+    """Return which windows the caps keep: bool (rows,)."""
+    keep = np.ones(len(windows), dtype=bool)
+    for dataset, cap in manifest.caps.items() if len(windows) else ():
+        members = np.flatnonzero(windows["dataset"] == dataset)
         if not len(members):
             log.info("manifest.caps names %r, which the manifest does not hold", dataset)
-        order = draw_order(clean["key"].iloc[members], manifest.seed)
+        order = draw_order(windows["key"].iloc[members], manifest.seed)
         keep[members[order[cap:]]] = False
-    return clean[keep].reset_index(drop=True)
+    return keep
 
 
 def _splits(clean: pd.DataFrame, count: int) -> list[str]:
@@ -160,14 +160,14 @@ def _seed(views: ViewsConfig, view: str, number: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{views.seed}/{view}/{number}".encode()).digest()[:7], "big")
 
 
-def _mix_row(number: int, split: str, pools: _Pools, shard: int, embed: EmbedConfig) -> dict[str, Any]:
+def _mix_row(number: int, split: str, pools: Pools, shard: int, embed: EmbedConfig) -> dict[str, Any]:
     seed = _seed(embed.views, MIX, number)
     generator = np.random.default_rng([seed, 2])
     count = int(generator.choice(len(scene.COUNT_PROBABILITIES), p=scene.COUNT_PROBABILITIES)) + 1
     return _view_row(MIX, seed, split, pools.draw(generator, count, split, shard), embed)
 
 
-def _texture_row(number: int, split: str, pools: _Pools, shard: int, embed: EmbedConfig) -> dict[str, Any]:
+def _texture_row(number: int, split: str, pools: Pools, shard: int, embed: EmbedConfig) -> dict[str, Any]:
     seed = _seed(embed.views, TEXTURE, number)
     generator = np.random.default_rng([seed, 2])
     over = generator.random() < textures.CLEAN_PROBABILITY

@@ -11,14 +11,37 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from pipeline.audio import decode, scene, textures
-from pipeline.audio.plan import CLEAN, MIX, SAMPLE_RATE_HZ, TEXTURE
+from pipeline import manifest as manifests
+from pipeline.audio import augmented, clip_source, decode, scene, textures
+from pipeline.audio.augmented import AugmentedParameters
+from pipeline.audio.impulse import ResponseFolder
+from pipeline.audio.plan import AUGMENTED, CLEAN, MIX, PARAMETERS, SAMPLE_RATE_HZ, TEXTURE
 from pipeline.audio.windows import fit, frame_count
-from pipeline.config import ViewsConfig
+from pipeline.config import EmbedConfig, ViewsConfig
 from pipeline.errors import AudioError, ManifestError
 from pipeline.manifest import Manifest
 
 CACHE_BYTES = 256 << 20
+
+
+def background_manifest(views: ViewsConfig) -> Manifest | None:
+    """Return the manifest that backgrounds come from, or None where that is the recipe's own.
+
+    Raises:
+        MissingArtifactError: there is no finished manifest in ``views.background.manifest``.
+    """
+    asked = views.augmented and views.background.probability
+    return manifests.read(views.background.manifest) if asked and views.background.manifest else None
+
+
+def device_responses(views: ViewsConfig) -> ResponseFolder | None:
+    """Return the impulse responses of devices, or None where no view is heard through one.
+
+    Raises:
+        ConfigError: the folder cannot be used.
+    """
+    asked = views.augmented and views.device.probability
+    return ResponseFolder(views.device.folder) if asked and views.device.folder else None
 
 
 class ClipReader:
@@ -29,20 +52,21 @@ class ClipReader:
         window_seconds: length of every window.
         peak_floor: a window whose peak is below is silence.
         cache_bytes: decoded sound kept at most.
+        others: a further manifest, of the backgrounds.
     """
 
     def __init__(
-        self, manifest: Manifest, window_seconds: float, peak_floor: float, cache_bytes: int = CACHE_BYTES
+        self,
+        manifest: Manifest,
+        window_seconds: float,
+        peak_floor: float,
+        cache_bytes: int = CACHE_BYTES,
+        others: Manifest | None = None,
     ) -> None:
         self.window_seconds, self.peak_floor, self.cache_bytes = window_seconds, peak_floor, cache_bytes
         self.samples = frame_count(window_seconds, SAMPLE_RATE_HZ)
-        frame = manifest.frame
-        self._clips = {
-            clip: (manifest.roots[root], path, int(rate))
-            for clip, root, path, rate in zip(
-                frame["clip_id"], frame["root"], frame["path"], frame["sample_rate_hz"], strict=True
-            )
-        }
+        # Equal identifiers are equal sound, so it does not matter which manifest a clip is read by.
+        self._clips = {**(_located(others) if others is not None else {}), **_located(manifest)}
         self._cache: OrderedDict[tuple[str, float], np.ndarray] = OrderedDict()
         self._cached_bytes = 0
 
@@ -72,7 +96,7 @@ class ClipReader:
     def _decoded(self, clip_id: str, start_seconds: float) -> np.ndarray:
         path, rate = self._clip(clip_id)
         start = frame_count(start_seconds, rate)
-        native, found_rate = decode.read(path, start, frame_count(self.window_seconds, rate))
+        native, found_rate = clip_source.read(path, start, frame_count(self.window_seconds, rate))
         if found_rate != rate:
             raise decode.rejection("changed", path, f"{found_rate} Hz, the manifest says {rate} Hz")
         if max(float(native.max()), -float(native.min())) < self.peak_floor:
@@ -86,17 +110,46 @@ class ClipReader:
         return root / path, rate
 
 
-class Renderer:
-    """Makes the waveform of any row of a plan."""
+def _located(manifest: Manifest) -> dict[str, tuple[Path, str, int]]:
+    frame = manifest.frame
+    return {
+        clip: (manifest.roots[root], path, int(rate))
+        for clip, root, path, rate in zip(
+            frame["clip_id"], frame["root"], frame["path"], frame["sample_rate_hz"], strict=True
+        )
+    }
 
-    def __init__(self, reader: ClipReader, views: ViewsConfig) -> None:
-        self.reader, self.views = reader, views
+
+class Renderer:
+    """Makes the waveform of any row of a plan.
+
+    Args:
+        reader: of the clips.
+        views: ranges of mixes and textures.
+        devices: impulse responses of augmented views; None where no row was heard through a device.
+    """
+
+    def __init__(self, reader: ClipReader, views: ViewsConfig, devices: ResponseFolder | None = None) -> None:
+        self.reader, self.views, self.devices = reader, views, devices
+
+    @classmethod
+    def of(cls, manifest: Manifest, embed: EmbedConfig, peak_floor: float) -> Renderer:
+        """Return the renderer of a recipe's rows, with the backgrounds and devices that it names.
+
+        Raises:
+            MissingArtifactError: the background's manifest is not there.
+            ConfigError: the folder of impulse responses cannot be used.
+        """
+        others, devices = background_manifest(embed.views), device_responses(embed.views)
+        reader = ClipReader(manifest, embed.window_seconds, peak_floor, others=others)
+        return cls(reader, embed.views, devices)
 
     def render(self, row: Mapping[str, Any]) -> Float32[np.ndarray, " samples"]:
         """Return the row's waveform: float32 (samples,) at 44,100 Hz.
 
         Args:
-            row: ``view``, ``view_seed`` and ``sources`` of ``pipeline.audio.plan.build``.
+            row: ``view``, ``view_seed``, ``sources`` and, of augmented views, ``view_parameters`` of
+                ``pipeline.audio.plan.build``.
 
         Raises:
             AudioError: a source cannot be used; ``reason`` says why.
@@ -110,7 +163,11 @@ class Renderer:
             clean = windows[0] if windows else None
             seed, samples = int(row["view_seed"]), self.reader.samples
             return textures.texture(seed, samples, SAMPLE_RATE_HZ, self.views, clean)
-        raise ManifestError("unknown view", expected="clean, mix or texture", got=row["view"])
+        if row["view"] == AUGMENTED:
+            parameters = AugmentedParameters.model_validate_json(row[PARAMETERS])
+            given = self.devices.waveform if self.devices is not None else None
+            return augmented.render(windows, parameters, SAMPLE_RATE_HZ, given)
+        raise ManifestError("unknown view", expected="clean, mix, texture or augmented", got=row["view"])
 
     def attempt(
         self, row: Mapping[str, Any]
