@@ -61,16 +61,22 @@ def finish(
     folder: Path, *, kind: str, config: Any, inputs: dict[str, str], summary: dict[str, Any] | None = None
 ) -> Artifact:
     """Write the marker that makes ``folder`` a finished artifact."""
-    record = {
-        "kind": kind,
-        "digest": identity(kind, config, inputs),
-        "config": json.loads(canonical_json(config)),
-        "inputs": inputs,
-        "provenance": provenance(),
-        "summary": summary or {},
-    }
-    write_json(folder / MARKER, record)
+    write_bytes(folder / MARKER, marker(kind=kind, config=config, inputs=inputs, summary=summary))
     return read(folder)
+
+
+def marker(*, kind: str, config: Any, inputs: dict[str, str], summary: dict[str, Any] | None = None) -> bytes:
+    """Return the content of a finished artifact's marker, for places that are no folder."""
+    return _json_bytes(
+        {
+            "kind": kind,
+            "digest": identity(kind, config, inputs),
+            "config": json.loads(canonical_json(config)),
+            "inputs": inputs,
+            "provenance": provenance(),
+            "summary": summary or {},
+        }
+    )
 
 
 def is_finished(folder: Path, work: str | None = None) -> bool:
@@ -88,12 +94,17 @@ def read(folder: Path, *, run: str | None = None) -> Artifact:
     Raises:
         MissingArtifactError: there is none; ``run`` is the command that makes it.
     """
-    marker = Path(folder) / MARKER
-    if not marker.is_file():
-        raise MissingArtifactError(f"no finished artifact in {folder}", expected=str(marker), run=run)
-    record = json.loads(marker.read_text(encoding="utf-8"))
+    path = Path(folder) / MARKER
+    if not path.is_file():
+        raise MissingArtifactError(f"no finished artifact in {folder}", expected=str(path), run=run)
+    return parse(Path(folder), path.read_bytes())
+
+
+def parse(folder: Path, content: bytes) -> Artifact:
+    """Return the artifact that the marker's ``content`` describes."""
+    record = json.loads(content.decode())
     return Artifact(
-        Path(folder),
+        folder,
         record["kind"],
         record["digest"],
         record["config"],
@@ -155,7 +166,11 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON, whole."""
-    write_bytes(path, (json.dumps(value, indent=2, sort_keys=True, default=str) + "\n").encode())
+    write_bytes(path, _json_bytes(value))
+
+
+def _json_bytes(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=True, default=str) + "\n").encode()
 
 
 @contextmanager

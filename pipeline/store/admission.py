@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy
 import pandas
 
 from pipeline import artifact
 from pipeline.errors import DigestMismatchError, StoreError
+from pipeline.store.location import Location
 from pipeline.store.schema import CLIPS_FILE, ArraySpec, StoreMeta, rows_digest
 
 
@@ -24,24 +23,24 @@ def check_plan(rows: pandas.DataFrame) -> None:
         raise StoreError("the plan's rows are not 0, 1, 2, ... in order")
 
 
-def check_rows(folder: Path, meta: StoreMeta, rows: pandas.DataFrame) -> None:
+def check_rows(location: Location, meta: StoreMeta, rows: pandas.DataFrame) -> None:
     """Refuse a table of clips that is not the plan of ``meta``."""
     found = rows_digest(rows)
     if found != meta.rows_digest:
         raise DigestMismatchError(
-            f"{folder / CLIPS_FILE} is not the plan that this store was made for",
+            f"{location}/{CLIPS_FILE} is not the plan that this store was made for",
             expected=meta.rows_digest,
             got=found,
-            run=f"ossicle store verify {folder}",
+            run=f"ossicle store verify {location}",
         )
 
 
-def merged(folder: Path, old: StoreMeta, new: StoreMeta) -> StoreMeta:
+def merged(location: Location, old: StoreMeta, new: StoreMeta) -> StoreMeta:
     """Return ``old`` with the arrays of ``new`` added; anything else that differs is an error."""
     for field, what in (("manifest_digest", "manifest"), ("rows_digest", "window plan")):
         if getattr(old, field) != getattr(new, field):
             raise DigestMismatchError(
-                f"{folder} holds the store of another {what}",
+                f"{location} holds the store of another {what}",
                 expected=getattr(new, field),
                 got=getattr(old, field),
                 run="ossicle embed, with another name in the recipe or the folder moved away",
@@ -49,7 +48,7 @@ def merged(folder: Path, old: StoreMeta, new: StoreMeta) -> StoreMeta:
     for field in ("shard_rows", "chunk_rows", "windowing"):
         if getattr(old, field) != getattr(new, field):
             raise StoreError(
-                f"{folder} was made with another {field}",
+                f"{location} was made with another {field}",
                 expected=getattr(new, field),
                 got=getattr(old, field),
                 run=f"set {field} back in the recipe, or move the folder away",
@@ -67,7 +66,7 @@ def merged(folder: Path, old: StoreMeta, new: StoreMeta) -> StoreMeta:
         if not same:
             arrays.append(spec)
     if len(arrays) > len(old.arrays):
-        (folder / artifact.MARKER).unlink(missing_ok=True)
+        location.remove(artifact.MARKER)
     return old.model_copy(update={"arrays": tuple(arrays)})
 
 

@@ -43,25 +43,40 @@ class Incoming:
             os.close(self._alive)
             self._alive = -1
 
-    def path(self) -> Path:
-        """Return a fresh temporary path."""
-        return self.folder / uuid.uuid4().hex
-
     def stage(self, content: bytes) -> Path:
         """Write ``content`` to a temporary file, synced to disk, and return its path."""
-        temporary = self.path()
+        temporary = self.folder / uuid.uuid4().hex
         with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         return temporary
 
-    def write(self, path: Path, content: bytes) -> None:
-        """Write ``content`` to ``path`` whole."""
-        place(self.stage(content), path)
+    def place(self, staged: Path, name: str) -> None:
+        """Rename a staged file to ``name`` in the store and sync the folder that now names it."""
+        path = self.store / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staged.replace(path)
+        handle = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
-    def adopt(self, scratch: Path, target: Path) -> None:
-        """Rename a finished temporary folder to ``target``, unless another process was first."""
+    def drop(self, staged: Path) -> None:
+        """Remove a staged file."""
+        staged.unlink()
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write the file ``name`` whole."""
+        self.place(self.stage(content), name)
+
+    def adopt(self, folder: str, files: dict[str, bytes]) -> None:
+        """Write a new folder and its files, whole or not at all, unless another process was first."""
+        scratch, target = self.folder / uuid.uuid4().hex, self.store / folder
+        for name, content in files.items():
+            (scratch / name).parent.mkdir(parents=True, exist_ok=True)
+            (scratch / name).write_bytes(content)
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             scratch.rename(target)
@@ -85,14 +100,3 @@ class Incoming:
             shutil.rmtree(self.folder)
         for leftover in self.store.glob(f".{artifact.MARKER}.*.tmp"):
             leftover.unlink(missing_ok=True)
-
-
-def place(temporary: Path, path: Path) -> None:
-    """Rename a synced temporary file to ``path`` and sync the folder that now names it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary.replace(path)
-    handle = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

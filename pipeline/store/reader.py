@@ -12,13 +12,15 @@ import pandas
 import zarr
 from zarr.core.buffer import default_buffer_prototype
 
-from pipeline import artifact
 from pipeline.config import LogMelConfig
 from pipeline.errors import DigestMismatchError, StoreError
-from pipeline.store import tables, topk, zarr_layout
-from pipeline.store.quantisation import dequantise
+from pipeline.store import choice, encoding, tables, zarr_layout
+from pipeline.store.combination import Combination
+from pipeline.store.commits import read_commits, read_marker
+from pipeline.store.location import Location, Place, at
 from pipeline.store.schema import (
     CLIPS_FILE,
+    MISSING,
     OK,
     REJECTS_FILE,
     SCHEMA_VERSION,
@@ -35,16 +37,20 @@ class StoreReader:
     """A finished store: its rows and, shard by shard, its arrays. Safe to use from several threads.
 
     Args:
-        folder: the store.
+        place: the store's folder, or its URL.
         frontend: digest (or its first 12 digits) of the spectrogram array to read, or the ``LogMelConfig``
             that it must come from.
-        teacher: name or digest of the embedding array to read.
+        teacher: what to read as the embedding: ``NAME``, ``NAME:OUTPUT`` (``beats:layer.3``,
+            ``passt:logits``) or a digest; or a ``Combination`` of several.
         manifest: digest of the manifest that the store must come from; None = any.
 
     Raises:
         MissingArtifactError: no finished store there.
         DigestMismatchError: another frontend, teacher, manifest or plan than asked for.
         StoreError: several arrays fit and none was chosen.
+
+    Attributes:
+        rows: ``clips.parquet``. Rows that a chosen array lacks have the status ``missing``.
 
     Example:
         >>> reader = StoreReader(folder, teacher="aisfx")
@@ -54,47 +60,55 @@ class StoreReader:
 
     def __init__(
         self,
-        folder: Path,
+        place: Place | Location,
         *,
         frontend: str | LogMelConfig | None = None,
-        teacher: str | None = None,
+        teacher: str | Combination | None = None,
         manifest: str | None = None,
     ) -> None:
-        self.folder = Path(folder)
-        self.artifact = artifact.read(self.folder, run="ossicle embed")
-        self.meta = read_meta(self.folder)
+        self.location = at(place)
+        self.artifact = read_marker(self.location, run="ossicle embed")
+        self.meta = read_meta(self.location)
         if manifest is not None and manifest != self.meta.manifest_digest:
             raise DigestMismatchError(
-                f"{folder} was embedded from another manifest",
+                f"{self.location} was embedded from another manifest",
                 expected=manifest,
                 got=self.meta.manifest_digest,
                 run="ossicle embed",
             )
-        self.rows: pandas.DataFrame = tables.read(self.folder / CLIPS_FILE)
+        self.rows: pandas.DataFrame = tables.load(self.location, CLIPS_FILE)
         found = rows_digest(self.rows)
         if found != self.meta.rows_digest:
             raise DigestMismatchError(
-                f"{self.folder / CLIPS_FILE} does not belong to this store",
+                f"{self.location}/{CLIPS_FILE} does not belong to this store",
                 expected=self.meta.rows_digest,
                 got=found,
-                run=f"ossicle store verify {self.folder}",
+                run=f"ossicle store verify {self.location}",
             )
         wanted = frontend_digest(frontend) if isinstance(frontend, LogMelConfig) else frontend
+        self._asked: dict[str, Any] = {"spectrogram": wanted, "embedding": teacher}
         self._chosen: dict[str, ArraySpec] = {}
-        self._asked = {"spectrogram": wanted, "embedding": teacher}
-        self._arrays: dict[tuple[str, str], zarr.Array] = {}
-        self._lock = threading.Lock()
+        self._combined: tuple[Combination, list[ArraySpec]] | None = None
+        self._arrays: dict[tuple[str, str], Any] = {}
+        self._lock = threading.RLock()
         for kind, name in self._asked.items():
             if name is not None:
-                self._chosen[kind] = self._choose(kind, name)
+                self.spec(kind)
 
-    def select(self, frontend: str | LogMelConfig | None = None, teacher: str | None = None) -> StoreReader:
+    def select(
+        self, frontend: str | LogMelConfig | None = None, teacher: str | Combination | None = None
+    ) -> StoreReader:
         """Return a reader of the same store bound to other arrays; None keeps what was chosen."""
         return StoreReader(
-            self.folder,
+            self.location,
             frontend=frontend if frontend is not None else self._asked["spectrogram"],
             teacher=teacher if teacher is not None else self._asked["embedding"],
         )
+
+    @property
+    def folder(self) -> Path:
+        """The store's folder; StoreError if it is in an object store."""
+        return self.location.folder
 
     @property
     def digest(self) -> str:
@@ -108,7 +122,7 @@ class StoreReader:
 
     @property
     def embedding(self) -> ArraySpec:
-        """The embedding array that is read."""
+        """What is read as the embedding; of a combination its name, width and digest."""
         return self.spec("embedding")
 
     @property
@@ -119,13 +133,23 @@ class StoreReader:
     @property
     def rejects(self) -> pandas.DataFrame:
         """``rejects.parquet``."""
-        return tables.read(self.folder / REJECTS_FILE)
+        return tables.load(self.location, REJECTS_FILE)
 
     def spec(self, kind: str) -> ArraySpec:
         """Return the array of ``kind`` that is read: the chosen one, or the only one."""
-        if kind not in self._chosen:
-            self._chosen[kind] = self._choose(kind, None)
-        return self._chosen[kind]
+        with self._lock:
+            if kind not in self._chosen:
+                asked = self._asked.get(kind)
+                if isinstance(asked, Combination):
+                    parts = [self._choose(kind, name) for name in asked.teachers]
+                    self._combined = (asked, parts)
+                    self._chosen[kind] = asked.spec(parts)
+                else:
+                    parts = [self._choose(kind, asked)]
+                    self._chosen[kind] = parts[0]
+                for part in parts:
+                    self._mark_missing(part)
+            return self._chosen[kind]
 
     def usable(self, split: str | None = None) -> numpy.ndarray:
         """Return, for every row, whether its status is ok (and it belongs to ``split``)."""
@@ -145,8 +169,8 @@ class StoreReader:
     ) -> dict[str, numpy.ndarray]:
         """Return all rows of ``shard``.
 
-        The spectrogram is float16 (rows, mels, frames), the embedding (rows, dim) as stored. Missing rows
-        are NaN.
+        The spectrogram is float16 (rows, mels, frames), the embedding (rows, dim), logits (rows, classes)
+        and frames (rows, time, dim) as stored. Missing rows are NaN.
 
         Args:
             shard: its index.
@@ -159,66 +183,86 @@ class StoreReader:
         start, stop = self.meta.bounds(shard)
         return {kind: self._read(kind, shard, start, stop, (out or {}).get(kind)) for kind in arrays}
 
+    def read_members(self, spec: ArraySpec, shard: int) -> dict[str, numpy.ndarray]:
+        """Return a shard as it is stored: codes with scale and offset, top-k values with indices and tail."""
+        start, stop = self.meta.bounds(shard)
+        return {
+            name: self._member(spec, name, shard, start, stop, None) for name in zarr_layout.members(spec)
+        }
+
+    def read_array(self, spec: ArraySpec, shard: int, out: numpy.ndarray | None = None) -> numpy.ndarray:
+        """Return all rows of ``shard`` of the array ``spec`` of this store, decoded."""
+        start, stop = self.meta.bounds(shard)
+        names = list(zarr_layout.members(spec))
+        if len(names) == 1:
+            return self._member(spec, names[0], shard, start, stop, out)
+        values = encoding.decoded(spec, list(self.read_members(spec, shard).values()))
+        if out is None:
+            return values
+        out[...] = values
+        return out
+
     def _read(self, kind: str, shard: int, start: int, stop: int, out: numpy.ndarray | None) -> numpy.ndarray:
         spec = self.spec(kind)
-        if spec.dtype == "uint8":
-            codes, scale, offset = (
-                self._member(spec, name, shard, start, stop, None) for name in zarr_layout.members(spec)
-            )
-            values = dequantise(codes, scale, offset)
-            if out is None:
-                return values
-            out[...] = values
-            return out
-        if spec.top_k is not None:
-            kept, indices, tail = (
-                self._member(spec, name, shard, start, stop, None) for name in zarr_layout.members(spec)
-            )
-            values = topk.decode(kept, indices, tail, spec.row_shape[0])
-            if out is None:
-                return values
-            out[...] = values
-            return out
-        return self._member(spec, spec.data_name, shard, start, stop, out)
+        if kind == "embedding" and self._combined is not None:
+            combination, parts = self._combined
+            return combination.combine([self.read_array(part, shard) for part in parts], out)
+        return self.read_array(spec, shard, out)
 
     def _member(
         self, spec: ArraySpec, name: str, shard: int, start: int, stop: int, out: numpy.ndarray | None
     ) -> numpy.ndarray:
         array = self._open(spec, name)
-        file = self.folder / zarr_layout.shard_file(spec, name, shard)
-        mend = f"ossicle store verify {self.folder} --repair, then ossicle embed"
-        if not file.is_file():
-            # Zarr reads an absent shard as its fill value; here that would pass for rejected rows.
-            raise StoreError(f"shard {shard} of {spec.path}/{name} is missing", expected=str(file), run=mend)
-        buffer = out
-        if buffer is None:
-            buffer = numpy.empty((stop - start, *array.shape[1:]), dtype=array.dtype)
+        file = zarr_layout.shard_file(spec, name, shard)
+        mend = f"ossicle store verify {self.location} --repair, then ossicle embed"
         try:
+            if isinstance(array, zarr_layout.ShardDecoder):
+                return array.decode(shard, start, stop, self.location.read(file), out)
+            if self.location.size(file) is None:
+                # Zarr reads an absent shard as its fill value; here that would pass for rejected rows.
+                raise FileNotFoundError(file)
+            buffer = out
+            if buffer is None:
+                buffer = numpy.empty((stop - start, *array.shape[1:]), dtype=array.dtype)
             target: Any = default_buffer_prototype().nd_buffer.from_numpy_array(buffer)
             array.get_basic_selection(slice(start, stop), out=target)
+        except FileNotFoundError:
+            raise StoreError(
+                f"shard {shard} of {spec.path}/{name} is missing",
+                expected=f"{self.location}/{file}",
+                run=mend,
+            ) from None
+        except StoreError:
+            raise
         except (ValueError, RuntimeError, OSError) as error:
             raise StoreError(
                 f"shard {shard} of {spec.path}/{name} cannot be read: {error}", run=mend
             ) from error
         return buffer
 
-    def _open(self, spec: ArraySpec, name: str) -> zarr.Array:
+    def _open(self, spec: ArraySpec, name: str) -> Any:
         key = (spec.path, name)
         with self._lock:
             if key not in self._arrays:
                 self._arrays[key] = self._opened(spec, name)
             return self._arrays[key]
 
-    def _opened(self, spec: ArraySpec, name: str) -> zarr.Array:
-        found: Any = zarr.open_group(self.folder / spec.path, mode="r").attrs.asdict().get("ossicle", {})
+    def _opened(self, spec: ArraySpec, name: str) -> zarr.Array | zarr_layout.ShardDecoder:
+        found = zarr_layout.read_attributes(self.location, spec)
         if found.get("digest") != spec.digest or found.get("schema_version") != SCHEMA_VERSION:
             raise DigestMismatchError(
                 f"{spec.path} holds another array than store.json says",
                 expected=f"digest {spec.digest}, schema version {SCHEMA_VERSION}",
                 got=f"digest {found.get('digest')}, schema version {found.get('schema_version')}",
-                run=f"ossicle store verify {self.folder} --repair, then ossicle embed",
+                run=f"ossicle store verify {self.location} --repair, then ossicle embed",
             )
-        array = zarr_layout.open_array(self.folder / spec.path / name)
+        if self.location.remote:
+            # One request for the whole shard: its index and its chunks apart would be one each.
+            decoder = zarr_layout.ShardDecoder(self.location.read(f"{spec.path}/{name}/zarr.json"))
+            opened: zarr.Array | zarr_layout.ShardDecoder = decoder
+            array = decoder.array
+        else:
+            opened = array = zarr_layout.open_array(self.location.folder / spec.path / name)
         dtype, row_shape = zarr_layout.members(spec)[name]
         if array.shape != (self.meta.rows, *row_shape) or array.dtype != numpy.dtype(dtype):
             raise StoreError(
@@ -227,29 +271,18 @@ class StoreReader:
                 got=f"{array.dtype} {array.shape}",
                 run="move the store away and run ossicle embed again",
             )
-        return array
+        return opened
+
+    def _mark_missing(self, spec: ArraySpec) -> None:
+        if not self.artifact.summary["arrays"][spec.path].get("missing"):
+            return
+        status = self.rows["status"].to_numpy(dtype=object, copy=True)
+        for record in read_commits(self.location, spec, range(self.meta.shards)):
+            lacking = [row for row in (record or {}).get("missing", ()) if status[row] == OK]
+            status[lacking] = MISSING
+        self.rows["status"] = status
 
     def _choose(self, kind: str, name: str | None) -> ArraySpec:
         complete = self.artifact.summary["arrays"]
-        there = [spec for spec in self.meta.arrays if spec.kind == kind and spec.path in complete]
-        fitting = [
-            spec
-            for spec in there
-            if name is None or name == spec.name or (len(name) >= 12 and spec.digest.startswith(name))
-        ]
-        if len(fitting) == 1:
-            return fitting[0]
-        listed = ", ".join(f"{spec.name} {spec.digest[:12]}" for spec in there) or "none"
-        if name is not None and not fitting:
-            raise DigestMismatchError(
-                f"the store in {self.folder} has no {kind} array for {name[:64]}",
-                expected=name,
-                got=listed,
-                run="ossicle embed, with this recipe",
-            )
-        raise StoreError(
-            f"{len(fitting)} {kind} arrays fit, one is needed",
-            expected=f"one {kind} array" + (f" called {name}" if name else ""),
-            got=listed,
-            run="choose one by its digest" if fitting else "ossicle embed",
-        )
+        there = [spec for spec in self.meta.arrays if spec.path in complete]
+        return choice.choose(there, kind, name, str(self.location))

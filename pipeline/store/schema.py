@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from pathlib import Path
 from typing import Any, Literal
 
 import pandas
@@ -26,6 +25,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from pipeline.config import LogMelConfig, Section, digest
 from pipeline.errors import MissingArtifactError, StoreError
+from pipeline.store.location import Location, Place, at
 
 SCHEMA_VERSION = 1
 STORE_FILE = "store.json"
@@ -35,6 +35,7 @@ COMMITS_FOLDER = "commits"
 REJECT_COLUMNS = ("path", "clip_id", "row", "reason", "problem")
 NO_ROW = -1
 PENDING, OK, REJECTED = "pending", "ok", "rejected"
+MISSING = "missing"  # to a reader alone: usable, but not in the array it has chosen
 
 Kind = Literal["spectrogram", "embedding", "logits", "frames", "layer"]
 KINDS: tuple[Kind, ...] = ("spectrogram", "embedding", "logits", "frames", "layer")
@@ -248,31 +249,46 @@ class StoreMeta(Section):
         )
 
 
-def read_meta(folder: Path) -> StoreMeta:
-    """Return ``store.json`` of ``folder``.
+def read_meta(place: Place | Location) -> StoreMeta:
+    """Return ``store.json`` of the store at ``place``.
 
     Raises:
         MissingArtifactError: there is none.
         StoreError: unreadable, or written by another schema version.
     """
-    path = Path(folder) / STORE_FILE
-    if not path.is_file():
-        raise MissingArtifactError(f"no store in {folder}", expected=str(path), run="ossicle embed")
+    location = at(place)
     try:
-        meta = StoreMeta.model_validate_json(path.read_text(encoding="utf-8"))
+        content = location.read(STORE_FILE)
+    except FileNotFoundError:
+        expected = f"{location}/{STORE_FILE}"
+        raise MissingArtifactError(
+            f"no store in {location}", expected=expected, run="ossicle embed"
+        ) from None
+    return parse_meta(content, str(location))
+
+
+def parse_meta(content: bytes, place: str) -> StoreMeta:
+    """Return the description that ``store.json`` holds as ``content``; ``place`` is for messages."""
+    try:
+        meta = StoreMeta.model_validate_json(content)
     except (ValidationError, UnicodeDecodeError) as error:
         raise StoreError(
-            f"{path} is not a store's description: {error}",
-            run="move the folder away and run ossicle embed again",
+            f"{place}/{STORE_FILE} is not a store's description: {error}",
+            run="move the store away and run ossicle embed again",
         ) from error
     if meta.schema_version != SCHEMA_VERSION:
         raise StoreError(
-            f"{folder} was written by another version of Ossicle",
+            f"{place} was written by another version of Ossicle",
             expected=f"schema version {SCHEMA_VERSION}",
             got=f"schema version {meta.schema_version}",
-            run="move the folder away and run ossicle embed again",
+            run="move the store away and run ossicle embed again",
         )
     return meta
+
+
+def meta_bytes(meta: StoreMeta) -> bytes:
+    """Return the content of ``store.json``."""
+    return (meta.model_dump_json(indent=2) + "\n").encode()
 
 
 def rows_digest(rows: pandas.DataFrame) -> str:

@@ -12,6 +12,7 @@ import pyarrow
 import pyarrow.parquet
 
 from pipeline.errors import MissingArtifactError, StoreError
+from pipeline.store.location import Location, Place, at
 from pipeline.store.schema import NO_ROW, REJECT_COLUMNS
 
 # Names to values, one mapping a reject, or the same as a table.
@@ -33,21 +34,28 @@ def round_trip(frame: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def read(path: Path) -> pandas.DataFrame:
-    """Return the table at ``path``.
+    """Return the table in the file ``path``; see ``load``."""
+    return load(path.parent, path.name)
+
+
+def load(place: Place | Location, name: str) -> pandas.DataFrame:
+    """Return the table ``name`` of the store at ``place``.
 
     Raises:
         MissingArtifactError: there is none.
         StoreError: it is no parquet file.
     """
-    if not path.is_file():
-        raise MissingArtifactError(f"{path} is missing", run="ossicle embed")
+    location = at(place)
     try:
-        # Through a handle: pyarrow maps files given by name, and a damaged one can then fail late.
-        with path.open("rb") as file:
-            frame: pandas.DataFrame = pyarrow.parquet.read_table(file).to_pandas()
+        content = location.read(name)
+    except FileNotFoundError:
+        raise MissingArtifactError(f"{location}/{name} is missing", run="ossicle embed") from None
+    try:
+        frame: pandas.DataFrame = pyarrow.parquet.read_table(pyarrow.BufferReader(content)).to_pandas()
     except (pyarrow.ArrowException, OSError) as error:
         raise StoreError(
-            f"{path} cannot be read: {error}", run="move the store away and run ossicle embed again"
+            f"{location}/{name} cannot be read: {error}",
+            run="move the store away and run ossicle embed again",
         ) from error
     return frame
 

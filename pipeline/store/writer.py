@@ -8,7 +8,6 @@ pending and is written again; whatever order and however often, the finished byt
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,22 @@ import pandas
 
 from pipeline import artifact
 from pipeline.errors import StoreError
-from pipeline.store import tables, topk, zarr_layout
+from pipeline.store import encoding, tables, zarr_layout
 from pipeline.store.admission import check_plan, check_rows, merged
-from pipeline.store.incoming import Incoming, place
-from pipeline.store.quantisation import quantise
+from pipeline.store.commits import (
+    commit_name,
+    derive_tables,
+    read_commit,
+    read_commits,
+    read_marker,
+    record_bytes,
+)
+from pipeline.store.commits import finished_arrays as finished_arrays
+from pipeline.store.incoming import Incoming
+from pipeline.store.location import Location, Place, at
+from pipeline.store.object_store import ObjectPrefix, RemoteIncoming
 from pipeline.store.schema import (
     CLIPS_FILE,
-    COMMITS_FOLDER,
     OK,
     PENDING,
     REJECTED,
@@ -33,6 +41,8 @@ from pipeline.store.schema import (
     ArraySpec,
     StoreMeta,
     keys_digest,
+    meta_bytes,
+    parse_meta,
     read_meta,
     rows_digest,
 )
@@ -45,22 +55,31 @@ class StoreWriter:
     no harm: the first commit stands.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = Path(folder)
-        self.meta: StoreMeta = read_meta(self.folder)
-        self.rows: pandas.DataFrame = tables.read(self.folder / CLIPS_FILE)
-        check_rows(self.folder, self.meta, self.rows)
+    def __init__(self, place: Place | Location) -> None:
+        self.location = at(place)
+        self.meta: StoreMeta = read_meta(self.location)
+        self.rows: pandas.DataFrame = tables.load(self.location, CLIPS_FILE)
+        check_rows(self.location, self.meta, self.rows)
         self._encoders: dict[tuple[str, str], zarr_layout.ShardEncoder] = {}
-        self._incoming = Incoming(self.folder)
+        self._incoming = _incoming(self.location)
+
+    @property
+    def folder(self) -> Path:
+        """The store's folder; StoreError if it is in an object store."""
+        return self.location.folder
 
     @classmethod
     def create(
-        cls, folder: Path, rows: pandas.DataFrame, meta: StoreMeta, rejects: tables.Rejects = None
+        cls,
+        place: Place | Location,
+        rows: pandas.DataFrame,
+        meta: StoreMeta,
+        rejects: tables.Rejects = None,
     ) -> StoreWriter:
         """Create the store, or open it again; arrays that it lacks are added beside those it has.
 
         Args:
-            folder: the store's folder.
+            place: the store's folder, or its URL.
             rows: the window plan: ``row`` 0..n-1 in order and ``key`` at least.
             meta: the description; its ``rows`` and ``rows_digest`` are computed here.
             rejects: clips that never became a row (the manifest's rejects): columns of ``rejects.parquet``
@@ -70,37 +89,32 @@ class StoreWriter:
             DigestMismatchError: the folder holds another plan or manifest.
             StoreError: a plan without rows, or rows out of order.
         """
-        folder = Path(folder)
+        location = at(place)
         check_plan(rows)
         rows = tables.round_trip(rows.drop(columns=["status"], errors="ignore"))
         meta = meta.model_copy(update={"rows": len(rows), "rows_digest": rows_digest(rows)})
-        known = (folder / STORE_FILE).is_file()
-        if known:
-            meta = merged(folder, read_meta(folder), meta)
-        incoming = Incoming(folder)
+        incoming = _incoming(location)
         try:
-            if not known:
-                incoming.write(folder / REJECTS_FILE, tables.to_bytes(tables.rejects_table(rejects)))
-                incoming.write(folder / CLIPS_FILE, tables.to_bytes(rows.assign(status=PENDING)))
-            incoming.write(folder / STORE_FILE, (meta.model_dump_json(indent=2) + "\n").encode())
+            if location.size(STORE_FILE) is None:
+                incoming.write(REJECTS_FILE, tables.to_bytes(tables.rejects_table(rejects)))
+                incoming.write(CLIPS_FILE, tables.to_bytes(rows.assign(status=PENDING)))
+            meta = _describe(location, incoming, meta)
             for spec in meta.arrays:
-                if not (folder / spec.path).is_dir():
-                    scratch = incoming.path()
-                    zarr_layout.create_group(scratch, spec, meta)
-                    incoming.adopt(scratch, folder / spec.path)
+                if location.size(f"{spec.path}/zarr.json") is None:
+                    incoming.adopt(spec.path, zarr_layout.group_files(spec, meta))
         finally:
             incoming.close()
-        return cls(folder)
+        return cls(location)
 
     @classmethod
-    def open(cls, folder: Path) -> StoreWriter:
+    def open(cls, place: Place | Location) -> StoreWriter:
         """Open an existing store for writing (each worker does). Temporary files of dead writers go.
 
         Raises:
             MissingArtifactError: there is none.
             DigestMismatchError: its clips are not those it was made for.
         """
-        return cls(folder)
+        return cls(place)
 
     def close(self) -> None:
         """Let go of the folder's lock; also done when the process ends, however it ends."""
@@ -135,27 +149,34 @@ class StoreWriter:
             world: number of workers.
         """
         specs = self.specs(array_digests)
-        return [
-            shard
-            for shard in range(self.meta.shards)
-            if shard % world == rank and not all(self.is_committed(spec, shard) for spec in specs)
-        ]
+        mine = [shard for shard in range(self.meta.shards) if shard % world == rank]
+        if not self.location.remote:
+            return [shard for shard in mine if not all(self.is_committed(spec, shard) for spec in specs)]
+        # A request a shard would take minutes; an object is whole or absent, so that its name is enough.
+        names = set(self.location.listing(""))
+        needed = {
+            shard: {
+                name
+                for spec in specs
+                for name in (commit_name(spec, shard), *zarr_layout.shard_files(spec, shard))
+            }
+            for shard in mine
+        }
+        return [shard for shard in mine if not needed[shard] <= names]
 
     def is_committed(self, spec: ArraySpec, shard: int) -> bool:
         """Whether ``shard`` of ``spec`` has a commit record and its files have their sizes."""
-        record = read_commit(self.folder, spec, shard)
+        record = read_commit(self.location, spec, shard)
         if record is None:
             return False
-        for path, file in record["files"].items():
-            try:
-                if (self.folder / path).stat().st_size != file["bytes"]:
-                    return False
-            except FileNotFoundError:
-                return False
-        return True
+        return all(self.location.size(name) == file["bytes"] for name, file in record["files"].items())
 
     def write_shard(
-        self, shard: int, arrays: Mapping[str, numpy.ndarray], rejects: Sequence[Mapping[str, Any]] = ()
+        self,
+        shard: int,
+        arrays: Mapping[str, numpy.ndarray],
+        rejects: Sequence[Mapping[str, Any]] = (),
+        missing: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         """Write ``shard`` of some arrays whole, then commit it; what was committed before is left alone.
 
@@ -165,22 +186,18 @@ class StoreWriter:
                 ``rejects`` may hold anything: they are stored as missing.
             rejects: one mapping a row that could not be made: ``row``, ``reason``, ``problem`` and, if known,
                 ``path`` and ``clip_id``.
+            missing: ``ArraySpec.path`` to rows that this array alone lacks (a joined file may not cover every
+                clip): they are stored as missing, and stay usable in every other array.
 
         Raises:
             StoreError: a wrong shape, a reject outside the shard, or a non-finite value in a good row.
         """
         start, stop = self.meta.bounds(shard)
         # A row that another array lacks is missing here too, whether they were written together or a kill apart.
-        known = [record for spec in self.meta.arrays if (record := read_commit(self.folder, spec, shard))]
-        earlier = [reject for record in known for reject in record["rejects"]]
+        known = [read_commit(self.location, spec, shard) for spec in self.meta.arrays]
+        earlier = [reject for one in known if one for reject in one["rejects"]]
         table = tables.merge_rejects(None, [*rejects, *earlier])
-        rejected = table["row"].to_numpy(dtype=numpy.int64) - start
-        if len(rejected) and (rejected.min() < 0 or rejected.max() >= stop - start):
-            raise StoreError(
-                f"a reject is outside shard {shard}",
-                expected=f"rows {start} to {stop - 1}",
-                got=list(table["row"]),
-            )
+        rejected = self._positions(shard, table["row"])
         for path, values in arrays.items():
             spec = self.meta.find(path)
             if self.is_committed(spec, shard):
@@ -191,27 +208,56 @@ class StoreWriter:
                     expected=(stop - start, *spec.row_shape),
                     got=values.shape,
                 )
-            stored = _stored(spec, values, rejected, start)
-            staged = {
-                zarr_layout.shard_file(spec, name, shard): self._stage(
-                    self._encode(spec, name, shard, start, rows)
-                )
+            lacking = self._positions(shard, (missing or {}).get(path, ()))
+            stored = encoding.stored(
+                spec, values, numpy.union1d(rejected, lacking).astype(numpy.int64), start
+            )
+            encoded = {
+                zarr_layout.shard_file(spec, name, shard): self._encode(spec, name, shard, start, rows)
                 for name, rows in stored.items()
             }
-            record = {
+            record: dict[str, Any] = {
                 "array": spec.digest,
                 "shard": shard,
                 "rows": [start, stop],
                 "keys": keys_digest(self.rows["key"].iloc[start:stop]),
                 "files": {
-                    path: {"bytes": size, "sha256": sha256} for path, (_, size, sha256) in staged.items()
+                    name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+                    for name, content in encoded.items()
                 },
                 "rejects": table.to_dict("records"),
             }
+            if len(lacking):
+                record["missing"] = sorted({int(row) + start for row in lacking})
             if spec.top_k is not None:
-                record["lost_mass"] = _lost_mass(stored)
-            with self._incoming.exclusive():
-                self._commit(spec, shard, staged, record)
+                record["lost_mass"] = encoding.lost_mass(stored)
+            self._commit(spec, shard, encoded, record)
+
+    def copy_shard(
+        self, spec: ArraySpec, shard: int, record: dict[str, Any], files: dict[str, bytes]
+    ) -> None:
+        """Commit a shard that was written elsewhere: its record and its files' bytes, as they are.
+
+        Raises:
+            StoreError: a file is not what the record says, or the record belongs to other rows.
+        """
+        start, stop = self.meta.bounds(shard)
+        keys = keys_digest(self.rows["key"].iloc[start:stop])
+        if (record["array"], record["rows"], record["keys"]) != (spec.digest, [start, stop], keys):
+            raise StoreError(
+                f"the commit record of shard {shard} of {spec.path} belongs to other rows or another array",
+                expected=f"array {spec.digest}, rows {[start, stop]}, keys {keys}",
+                got=f"array {record['array']}, rows {record['rows']}, keys {record['keys']}",
+            )
+        names = set(zarr_layout.shard_files(spec, shard))
+        found = {
+            name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            for name, content in files.items()
+        }
+        if set(found) != names or found != record["files"]:
+            raise StoreError(f"shard {shard} of {spec.path} is damaged", expected=record["files"], got=found)
+        if not self.is_committed(spec, shard):
+            self._commit(spec, shard, files, record)
 
     def finish(
         self,
@@ -244,10 +290,10 @@ class StoreWriter:
                 run="ossicle embed",
             )
         complete = [spec for spec in self.meta.arrays if not self.pending([spec.digest])]
-        earlier = tables.read(self.folder / REJECTS_FILE)
-        clips, rejects = derive_tables(self.folder, self.meta, complete, self.rows, earlier)
-        self._incoming.write(self.folder / REJECTS_FILE, tables.to_bytes(rejects))
-        self._incoming.write(self.folder / CLIPS_FILE, tables.to_bytes(clips))
+        earlier = tables.load(self.location, REJECTS_FILE)
+        clips, rejects = derive_tables(self.location, self.meta, complete, self.rows, earlier)
+        self._incoming.write(REJECTS_FILE, tables.to_bytes(rejects))
+        self._incoming.write(CLIPS_FILE, tables.to_bytes(clips))
         counts = clips["status"].value_counts()
         found = {
             "rows": self.meta.rows,
@@ -256,26 +302,39 @@ class StoreWriter:
             "shards": self.meta.shards,
             "arrays": {spec.path: self._described(spec) for spec in complete},
         }
-        return artifact.finish(
-            self.folder, kind="store", config=config, inputs=inputs, summary={**(summary or {}), **found}
+        marker = artifact.marker(
+            kind="store", config=config, inputs=inputs, summary={**(summary or {}), **found}
         )
+        self._incoming.write(artifact.MARKER, marker)
+        return read_marker(self.location)
 
     def discard(self, spec: ArraySpec, shard: int) -> None:
         """Forget a damaged shard (marker, record and files go), so that ``ossicle embed`` makes it anew."""
         with self._incoming.exclusive():
-            (self.folder / artifact.MARKER).unlink(missing_ok=True)
-            commit_path(self.folder, spec, shard).unlink(missing_ok=True)
-            for name in zarr_layout.members(spec):
-                (self.folder / zarr_layout.shard_file(spec, name, shard)).unlink(missing_ok=True)
+            for name in (
+                artifact.MARKER, commit_name(spec, shard), *zarr_layout.shard_files(spec, shard)
+            ):  # fmt: skip
+                self.location.remove(name)
+
+    def _positions(self, shard: int, rows: Iterable[int]) -> numpy.ndarray:
+        start, stop = self.meta.bounds(shard)
+        found = numpy.array(list(rows), dtype=numpy.int64) - start
+        if len(found) and (found.min() < 0 or found.max() >= stop - start):
+            raise StoreError(
+                f"a reject is outside shard {shard}",
+                expected=f"rows {start} to {stop - 1}",
+                got=[int(row) + start for row in found],
+            )
+        return found
 
     def _described(self, spec: ArraySpec) -> dict[str, Any]:
         found: dict[str, Any] = {"name": spec.name, "digest": spec.digest}
+        records = [record for record in read_commits(self.location, spec, range(self.meta.shards)) if record]
+        lacking = sum(len(record.get("missing", ())) for record in records)
+        if lacking:
+            found["missing"] = lacking
         if spec.top_k is not None:
-            lost = [
-                record["lost_mass"]
-                for shard in range(self.meta.shards)
-                if (record := read_commit(self.folder, spec, shard))
-            ]
+            lost = [record["lost_mass"] for record in records]
             rows = sum(one["rows"] for one in lost)
             total = sum(one["mean"] * one["rows"] for one in lost)
             found["lost_mass"] = {
@@ -284,114 +343,39 @@ class StoreWriter:
             }
         return found
 
-    def _commit(
-        self, spec: ArraySpec, shard: int, staged: dict[str, tuple[Path, int, str]], record: dict[str, Any]
-    ) -> None:
-        if self.is_committed(spec, shard):
-            for temporary, _, _ in staged.values():
-                temporary.unlink()
-            return
-        commit_path(self.folder, spec, shard).unlink(missing_ok=True)
-        for path, (temporary, _, _) in staged.items():
-            place(temporary, self.folder / path)
-        content = (json.dumps(record, indent=1, sort_keys=True) + "\n").encode()
-        self._incoming.write(commit_path(self.folder, spec, shard), content)
+    def _commit(self, spec: ArraySpec, shard: int, files: dict[str, bytes], record: dict[str, Any]) -> None:
+        staged = {name: self._incoming.stage(content) for name, content in files.items()}
+        with self._incoming.exclusive():
+            if self.is_committed(spec, shard):
+                for one in staged.values():
+                    self._incoming.drop(one)
+                return
+            self.location.remove(commit_name(spec, shard))
+            for name, one in staged.items():
+                self._incoming.place(one, name)
+            self._incoming.write(commit_name(spec, shard), record_bytes(record))
 
     def _encode(self, spec: ArraySpec, name: str, shard: int, start: int, rows: numpy.ndarray) -> bytes:
         key = (spec.path, name)
         if key not in self._encoders:
-            self._encoders[key] = zarr_layout.ShardEncoder(self.folder / spec.path / name)
+            description = self.location.read(f"{spec.path}/{name}/zarr.json")
+            self._encoders[key] = zarr_layout.ShardEncoder(description)
         return self._encoders[key].encode(shard, start, rows)
 
-    def _stage(self, content: bytes) -> tuple[Path, int, str]:
-        return self._incoming.stage(content), len(content), hashlib.sha256(content).hexdigest()
+
+def _incoming(location: Location) -> Any:
+    return RemoteIncoming(location) if isinstance(location, ObjectPrefix) else Incoming(location.folder)
 
 
-def finished_arrays(folder: Path) -> list[str]:
-    """Return the paths of the arrays that the store's marker calls complete; none without a marker."""
-    if not artifact.is_finished(folder):
-        return []
-    return sorted(artifact.read(folder).summary.get("arrays", {}))
+def _describe(location: Location, incoming: Any, meta: StoreMeta) -> StoreMeta:
+    """Write ``store.json`` with the arrays of ``meta`` added to those that are there, and return it."""
 
+    def added(old: bytes | None) -> bytes:
+        return meta_bytes(meta if old is None else merged(location, parse_meta(old, str(location)), meta))
 
-def commit_path(folder: Path, spec: ArraySpec, shard: int) -> Path:
-    """Return where the commit record of ``shard`` is."""
-    return folder / COMMITS_FOLDER / spec.digest[:12] / f"{shard}.json"
-
-
-def read_commit(folder: Path, spec: ArraySpec, shard: int) -> dict[str, Any] | None:
-    """Return the commit record of ``shard``, or None where there is none."""
-    path = commit_path(folder, spec, shard)
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise StoreError(
-            f"{path} is damaged: {error}", run=f"ossicle store verify {folder} --repair, then ossicle embed"
-        ) from error
-    if not isinstance(record, dict) or not {"array", "shard", "rows", "keys", "files", "rejects"} <= set(
-        record
-    ):
-        raise StoreError(
-            f"{path} is no commit record", run=f"ossicle store verify {folder} --repair, then ossicle embed"
-        )
-    return record
-
-
-def derive_tables(
-    folder: Path,
-    meta: StoreMeta,
-    specs: Iterable[ArraySpec],
-    rows: pandas.DataFrame,
-    earlier: pandas.DataFrame,
-) -> tuple[pandas.DataFrame, pandas.DataFrame]:
-    """Return clips with their status and the whole list of rejects, a pure function of plan and records.
-
-    A row is rejected if any of the arrays ``specs`` lacks it.
-    """
-    records = [
-        reject
-        for spec in specs
-        for shard in range(meta.shards)
-        for reject in (read_commit(folder, spec, shard) or {"rejects": []})["rejects"]
-    ]
-    rejects = tables.merge_rejects(earlier, records)
-    rejected = rows["row"].isin(rejects["row"])
-    status = pandas.Series(numpy.where(rejected, REJECTED, OK), index=rows.index)
-    return rows.assign(status=status), rejects
-
-
-def _lost_mass(stored: dict[str, numpy.ndarray]) -> dict[str, float]:
-    lost = topk.lost_mass(stored["values"], stored["tail"])
-    lost = lost[numpy.isfinite(lost)]
-    if not len(lost):
-        return {"rows": 0, "mean": 0.0, "largest": 0.0}
-    return {"rows": len(lost), "mean": float(lost.mean()), "largest": float(lost.max())}
-
-
-def _stored(
-    spec: ArraySpec, values: numpy.ndarray, rejected: numpy.ndarray, start: int
-) -> dict[str, numpy.ndarray]:
-    kind = numpy.dtype(numpy.float32 if spec.dtype == "uint8" else spec.dtype)
-    with numpy.errstate(over="ignore"):
-        rows = numpy.array(values, dtype=kind)
-    rows[rejected] = numpy.nan
-    bad = ~numpy.isfinite(rows).reshape(len(rows), -1).all(axis=1)
-    bad[rejected] = False
-    if bad.any():
-        first = int(numpy.flatnonzero(bad)[0])
-        raise StoreError(
-            f"row {start + first} of {spec.path} is not finite as {kind}",
-            expected="finite values, or the row among the rejects",
-            got=f"{int(bad.sum())} such rows in this shard",
-        )
-    if spec.top_k is not None:
-        exact = numpy.array(values, dtype=numpy.float32)
-        exact[rejected] = numpy.nan
-        kept, indices, tail = topk.encode(exact, spec.top_k)
-        return {"values": kept.astype(kind), "indices": indices, "tail": tail}
-    if spec.dtype != "uint8":
-        return {spec.data_name: rows}
-    codes, scale, offset = quantise(rows)
-    return {spec.data_name: codes, "scale": scale, "offset": offset}
+    if isinstance(location, ObjectPrefix):
+        location.replace(STORE_FILE, added)
+    else:
+        there = location.size(STORE_FILE) is not None
+        incoming.write(STORE_FILE, added(location.read(STORE_FILE) if there else None))
+    return read_meta(location)

@@ -7,6 +7,7 @@ cost the read rate more than that. The shard index carries its own crc32c.
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import threading
 from pathlib import Path
@@ -15,10 +16,11 @@ from typing import Any
 import numpy
 import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec
-from zarr.core.buffer import Buffer
+from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.storage import MemoryStore
 
 from pipeline.store import topk
+from pipeline.store.location import Location
 from pipeline.store.schema import DIMENSIONS, SCHEMA_VERSION, ArraySpec, StoreMeta
 
 log = logging.getLogger(__name__)
@@ -48,14 +50,34 @@ def shard_file(spec: ArraySpec, name: str, shard: int) -> str:
     return f"{spec.path}/{name}/c/{shard}{zeros}"
 
 
+def shard_files(spec: ArraySpec, shard: int) -> list[str]:
+    """Return the paths of all files of one shard."""
+    return [shard_file(spec, name, shard) for name in members(spec)]
+
+
 def attributes(spec: ArraySpec) -> dict[str, Any]:
     """Return the group's attributes: whoever opens it with another reader learns what it is."""
     return {"ossicle": {"schema_version": SCHEMA_VERSION, **spec.model_dump(mode="json")}}
 
 
-def create_group(folder: Path, spec: ArraySpec, meta: StoreMeta) -> None:
-    """Create the group of ``spec`` with its empty arrays at ``folder``."""
-    group = zarr.create_group(store=folder, zarr_format=3, attributes=attributes(spec))
+def read_attributes(location: Location, spec: ArraySpec) -> dict[str, Any]:
+    """Return what the group of ``spec`` says of itself; empty if it says nothing that can be understood.
+
+    Raises:
+        FileNotFoundError: no such group.
+    """
+    try:
+        found = json.loads(location.read(f"{spec.path}/zarr.json").decode())
+        described = found["attributes"]["ossicle"]
+    except (ValueError, KeyError, TypeError):
+        return {}
+    return described if isinstance(described, dict) else {}
+
+
+def group_files(spec: ArraySpec, meta: StoreMeta) -> dict[str, bytes]:
+    """Return name to content of the files that describe the group of ``spec``, its arrays still empty."""
+    files: dict[str, Buffer] = {}
+    group = zarr.create_group(store=MemoryStore(files), zarr_format=3, attributes=attributes(spec))
     names = DIMENSIONS[spec.kind] if spec.top_k is None else ("rank",)
     for name, (dtype, row_shape) in members(spec).items():
         group.create_array(
@@ -70,29 +92,66 @@ def create_group(folder: Path, spec: ArraySpec, meta: StoreMeta) -> None:
             fill_value=FILL_VALUES.get(dtype, float("nan")),
             dimension_names=("row", *names[: len(row_shape)]),
         )
+    return {name: files[name].to_bytes() for name in sorted(files)}
 
 
-class ShardEncoder:
+class _InMemory:
+    """One array whose shards pass through memory one at a time; zarr's own pipeline codes them."""
+
+    def __init__(self, description: bytes) -> None:
+        prototype = default_buffer_prototype()
+        self._buffers: dict[str, Buffer] = {"zarr.json": prototype.buffer.from_bytes(description)}
+        with _opening, zarr.config.set({"codec_pipeline.path": OWN_PIPELINE}):
+            # Chunks of NaN alone must exist: a missing file means a lost shard, never a rejected one.
+            array = zarr.open_array(MemoryStore(self._buffers), mode="r+", zarr_format=3)
+            self.array = array.with_config({"write_empty_chunks": True})
+
+    def _key(self, shard: int) -> str:
+        return "/".join(["c", str(shard), *["0"] * (self.array.ndim - 1)])
+
+
+class ShardEncoder(_InMemory):
     """Makes a shard's bytes in memory, from the array's own ``zarr.json``: any Zarr reader opens the result.
 
     zarr's own pipeline encodes, always: two machines, one with ``zarrs`` and one without, write equal bytes.
     """
 
-    def __init__(self, array_folder: Path) -> None:
-        self._buffers: dict[str, Buffer] = {}
-        prototype = zarr.core.buffer.default_buffer_prototype()
-        description = (array_folder / "zarr.json").read_bytes()
-        self._buffers["zarr.json"] = prototype.buffer.from_bytes(description)
-        with _opening, zarr.config.set({"codec_pipeline.path": OWN_PIPELINE}):
-            # Chunks of NaN alone must exist: a missing file means a lost shard, never a rejected one.
-            array = zarr.open_array(MemoryStore(self._buffers), mode="r+", zarr_format=3)
-            self._array = array.with_config({"write_empty_chunks": True})
-
     def encode(self, shard: int, start: int, rows: numpy.ndarray) -> bytes:
         """Return the bytes of ``shard``, whose first row is ``start``."""
-        self._array[start : start + len(rows)] = rows
-        key = "/".join(["c", str(shard), *["0"] * (rows.ndim - 1)])
-        return self._buffers.pop(key).to_bytes()
+        self.array[start : start + len(rows)] = rows
+        return self._buffers.pop(self._key(shard)).to_bytes()
+
+
+class ShardDecoder(_InMemory):
+    """Reads a shard's rows from its bytes, for places that no codec pipeline opens by itself.
+
+    Safe to use from several threads, one at a time.
+    """
+
+    def __init__(self, description: bytes) -> None:
+        super().__init__(description)
+        self._lock = threading.Lock()
+
+    def decode(
+        self, shard: int, start: int, stop: int, content: bytes, out: numpy.ndarray | None = None
+    ) -> numpy.ndarray:
+        """Return rows ``start`` to ``stop``, all of ``shard``, in ``out`` where it is given.
+
+        Raises:
+            ValueError, RuntimeError, OSError: zarr's, of bytes that are no such shard.
+        """
+        prototype = default_buffer_prototype()
+        if out is None:
+            out = numpy.empty((stop - start, *self.array.shape[1:]), dtype=self.array.dtype)
+        key = self._key(shard)
+        with self._lock:
+            self._buffers[key] = prototype.buffer.from_bytes(content)
+            try:
+                target: Any = prototype.nd_buffer.from_numpy_array(out)
+                self.array.get_basic_selection(slice(start, stop), out=target)
+            finally:
+                del self._buffers[key]
+        return out
 
 
 def fast_pipeline_installed() -> bool:

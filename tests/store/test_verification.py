@@ -12,10 +12,11 @@ import zarr
 
 from pipeline.errors import MissingArtifactError, StoreError
 from pipeline.store import tables
+from pipeline.store.commits import commit_path
 from pipeline.store.reader import StoreReader
 from pipeline.store.schema import CLIPS_FILE, STORE_FILE
 from pipeline.store.verification import repair, verify
-from pipeline.store.writer import StoreWriter, commit_path
+from pipeline.store.writer import StoreWriter
 from tests.store import made_store
 
 MADE = made_store.content(100, rejected=(3, 99))
@@ -167,7 +168,7 @@ def test_values_that_a_forged_commit_covers(folder: Path) -> None:
     spec = made_store.specs()[1]
     values = MADE.embedding[32:64].copy()
     values[5] = numpy.nan
-    data = ShardEncoder(folder / spec.path / "embedding").encode(1, 32, values)
+    data = ShardEncoder((folder / spec.path / "embedding/zarr.json").read_bytes()).encode(1, 32, values)
     file = shard_file(spec, "embedding", 1)
     (folder / file).write_bytes(data)
     path = commit_path(folder, spec, 1)
