@@ -53,6 +53,7 @@ class TableInput(InputBase):
         None, description="folder that its paths are relative to; default the table's own"
     )
     label: str = Field("label", description="its label column")
+    group: str = Field("group", description="its column of recordings or speakers that a split must not cut")
     delimiter: str = Field(",", min_length=1, max_length=1, description="of a CSV")
     content: Content = Field("other", description="for rows without a kind")
     licence: str = Field("unknown", min_length=1, description="for rows without a licence")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +14,8 @@ import pandas as pd
 
 from pipeline import artifact
 from pipeline.errors import ManifestError
+
+log = logging.getLogger(__name__)
 
 COLUMNS: dict[str, str] = {
     "clip_id": "str",  # first 16 hex of the SHA-256 of rate and decoded mono float32
@@ -22,7 +26,7 @@ COLUMNS: dict[str, str] = {
     "group": "str",  # recording, kit or voice: never on both sides of a split
     "split": "str",  # train or validation
     "fold": "int64",  # the dataset's own fold, or -1
-    "label": "str",  # the dataset's own label, or ""
+    "label": "str",  # the dataset's own label, or ""; several are joined by ";"
     "kind": "str",  # speech, music, drums, effects, ambience, other
     "licence": "str",
     "credit": "str",
@@ -118,7 +122,40 @@ def refuse_leakage(frame: pd.DataFrame) -> None:
         )
 
 
-def assign_splits(frame: pd.DataFrame, validation_share: float, seed: int) -> pd.Series:
+def settle_splits(
+    frame: pd.DataFrame, validation_share: float, seed: int, shares: Mapping[str, float] | None = None
+) -> pd.DataFrame:
+    """Return ``frame`` with every split decided: the source's own where it gives one, else drawn by group.
+
+    A drawn clip whose group has clips with a split of their own goes with them. Where a dataset's own splits
+    cut a group, they stand, and the group is renamed on each side.
+
+    Args:
+        frame: rows with ``dataset``, ``group`` and ``split`` (train, validation or "" = draw).
+        validation_share: share of each dataset's drawn clips wanted in validation.
+        seed: of the draw.
+        shares: dataset to its own ``validation_share``.
+    """
+    frame = frame.copy()
+    keys = ["dataset", "group"]
+    given = frame[frame["split"] != ""]
+    own = given.drop_duplicates(keys).set_index(keys)["split"]
+    if len(own):
+        places = pd.MultiIndex.from_frame(frame[keys])
+        frame["split"] = frame["split"].where(frame["split"] != "", own.reindex(places).fillna("").to_numpy())
+    drawn = frame.index[frame["split"] == ""]
+    frame.loc[drawn, "split"] = assign_splits(frame.loc[drawn], validation_share, seed, shares)
+    cut = frame.groupby(keys)["split"].transform("nunique") > 1
+    if cut.any():
+        names = ", ".join(sorted(set(frame.loc[cut, "dataset"])))
+        log.warning("%d clips: the splits of %s themselves cut groups", int(cut.sum()), names)
+        frame.loc[cut, "group"] += " (" + frame.loc[cut, "split"] + ")"
+    return frame
+
+
+def assign_splits(
+    frame: pd.DataFrame, validation_share: float, seed: int, shares: Mapping[str, float] | None = None
+) -> pd.Series:
     """Return ``train`` or ``validation`` a row; whole groups move, dataset by dataset.
 
     A dataset of a single group stays in training: holding it out whole would leave none to learn from.
@@ -129,6 +166,7 @@ def assign_splits(frame: pd.DataFrame, validation_share: float, seed: int) -> pd
         frame: rows with ``dataset`` and ``group``.
         validation_share: share of each dataset's clips wanted in validation; the draw stops before passing it.
         seed: of the draw.
+        shares: dataset to a share of its own.
     """
     split = pd.Series("train", index=frame.index, dtype="str")
     for dataset, rows in frame.groupby("dataset", sort=True):
@@ -136,7 +174,7 @@ def assign_splits(frame: pd.DataFrame, validation_share: float, seed: int) -> pd
         if len(sizes) < 2:
             continue
         order = sorted(sizes.index, key=lambda g: hashlib.sha256(f"{seed}/{dataset}/{g}".encode()).digest())
-        wanted, held = validation_share * len(rows), set()
+        wanted, held = (shares or {}).get(str(dataset), validation_share) * len(rows), set()
         taken = 0
         for group in order:
             if taken + sizes[group] <= wanted:

@@ -46,9 +46,11 @@ def _check_folder(recipe: Recipe) -> None:
         raise ConfigError(
             "fetch.audio_folder is no folder", expected="a folder of wav, flac, ogg or mp3", got=folder
         )
-    if folder is None and not recipe.fetch.packages and not recipe.fetch.wheels:
+    named = recipe.fetch.packages or recipe.fetch.wheels or recipe.manifest.inputs
+    if folder is None and not named:
         raise ConfigError(
-            "the recipe names no audio", expected="fetch.packages, fetch.wheels or fetch.audio_folder"
+            "the recipe names no audio",
+            expected="fetch.packages, fetch.wheels, fetch.audio_folder or manifest.inputs",
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ from pipeline import artifact
 from pipeline.config import Recipe
 from pipeline.errors import DigestMismatchError, MissingArtifactError
 from pipeline.recipe import Run
-from pipeline.store import schema
+from pipeline.store import choice, schema
+from pipeline.store.combination import Combination
 from pipeline.store.commits import finished_arrays
+from pipeline.store.location import Place, below
 
 # What a run's numbers do not depend on: where it runs, and how many threads it uses.
 _INCIDENTAL = {"device", "threads", "tensorboard"}
@@ -25,6 +28,9 @@ def manifest_config(recipe: Recipe) -> dict[str, Any]:
     """Return what the manifest depends on, the audio's own content apart."""
     fetch = recipe.fetch.model_dump(mode="json", exclude={"teacher_weights"})
     keys = {"validation_share", "seed", "min_seconds"}
+    # Keys that came later count only where they are used, so that older manifests and stores keep their names.
+    keys |= {"inputs"} if recipe.manifest.inputs else set()
+    keys |= {"near_duplicates"} if recipe.manifest.near_duplicates != "off" else set()
     return {"fetch": fetch, "manifest": recipe.manifest.model_dump(mode="json", include=keys), "code": 1}
 
 
@@ -38,7 +44,9 @@ def store_config(recipe: Recipe) -> dict[str, Any]:
     """Return the windowing and views that name the store; teachers and frontends add arrays inside it."""
     embed = recipe.embed.model_dump(mode="json", include={"window_seconds", "seed", "shard_rows"})
     embed["views"] = recipe.embed.views.content()
-    windows = recipe.manifest.model_dump(mode="json", include={"max_windows_per_clip", "caps", "peak_floor"})
+    keys = {"max_windows_per_clip", "caps", "peak_floor"}
+    keys |= {"weights", "total_windows"} if recipe.manifest.weights else set()
+    windows = recipe.manifest.model_dump(mode="json", include=keys)
     return {"embed": embed, "windows": windows, "code": 1}
 
 
@@ -48,13 +56,15 @@ def store_inputs(recipe: Recipe) -> dict[str, str]:
     return {"manifest": record.summary["content"]}
 
 
-def store_folder(recipe: Recipe) -> Path:
-    """Return the store's folder, made or not; the manifest must be there, its audio need not.
+def store_folder(recipe: Recipe) -> Place:
+    """Return the store's folder or URL, made or not; the manifest must be there, its audio need not.
 
     Not named after the recipe: recipes that cut the same windows of the same clips share one store.
     """
     work = artifact.identity("store", store_config(recipe), store_inputs(recipe))
-    return artifact.folder_for(root(recipe), "store", "windows", work)
+    if recipe.paths.stores is None:
+        return artifact.folder_for(root(recipe), "store", "windows", work)
+    return below(recipe.paths.stores, artifact.folder_for(Path(), "store", "windows", work).name)
 
 
 def run_config(run: Run) -> dict[str, Any]:
@@ -70,40 +80,60 @@ def run_config(run: Run) -> dict[str, Any]:
 def run_inputs(run: Run) -> dict[str, str]:
     """Return the digests of the store's rows, its frontend array and its teacher array.
 
+    Where ``targets.teachers`` names several arrays: of their combination, and ``teacher.0``, ``teacher.1``, ...
+
     Raises:
         MissingArtifactError: the store, or the array asked for, is not there yet.
+        DigestMismatchError: the store was made with another frontend, teacher or weights.
     """
-    folder = store_folder(run.recipe)
-    work = artifact.identity("store", store_config(run.recipe), store_inputs(run.recipe))
-    meta = schema.read_meta(folder)
-    frontend = schema.frontend_digest(run.recipe.embed.frontend)
-    return {"store": work, "frontend": frontend, "teacher": teacher_digest(meta, run.recipe)}
+    recipe = run.recipe
+    place = store_folder(recipe)
+    work = artifact.identity("store", store_config(recipe), store_inputs(recipe))
+    meta = schema.read_meta(place)
+    finished = finished_arrays(place)
+    frontend = schema.frontend_digest(recipe.embed.frontend)
+    # An array that an interrupted run left unfinished is no candidate, once another is complete.
+    there = [spec for spec in meta.arrays if spec.path in finished] or list(meta.arrays)
+    choice.choose(there, "spectrogram", frontend, str(place))
+    inputs = {"store": work, "frontend": frontend}
+    if not recipe.targets.teachers:
+        return {**inputs, "teacher": teacher_digest(meta, there, recipe)}
+    chosen = [choice.choose(there, "embedding", name, str(place)) for name in recipe.targets.teachers]
+    inputs |= {f"teacher.{number}": spec.digest for number, spec in enumerate(chosen)}
+    return {**inputs, "teacher": Combination.of(recipe.targets, inputs).spec(chosen).digest}
 
 
-def teacher_digest(meta: schema.StoreMeta, recipe: Recipe) -> str:
-    """Return the digest of the one embedding array that the recipe's teacher wrote.
+def teacher_digest(meta: schema.StoreMeta, there: Sequence[schema.ArraySpec], recipe: Recipe) -> str:
+    """Return the digest of the one embedding array that was made for the recipe's teacher.
 
     Raises:
         MissingArtifactError: the teacher has written none.
-        DigestMismatchError: it has written several (other weights or precision); the newest is not guessed.
+        DigestMismatchError: the store was made with other weights, options or number format.
     """
-    name = recipe.embed.teacher.name
-    # An array that an interrupted run left unfinished is no candidate, once another is complete.
-    finished = finished_arrays(store_folder(recipe))
-    named = [spec for spec in meta.arrays if spec.kind == "embedding" and spec.name == name]
-    found = [spec.digest for spec in named if spec.path in finished] or [spec.digest for spec in named]
-    if not found:
+    teacher = recipe.embed.teacher
+    named = [spec for spec in there if spec.kind == "embedding" and spec.name == teacher.name]
+    if not named:
         raise MissingArtifactError(
-            f"the store holds no embedding of {name}", run=f"make embed RECIPE={recipe.name}"
+            f"the store holds no embedding of {teacher.name}", run=f"make embed RECIPE={recipe.name}"
         )
-    if len(found) > 1:
-        raise DigestMismatchError(
-            f"the store holds {len(found)} embeddings of {name}",
-            expected="one",
-            got=", ".join(d[:12] for d in found),
-            run="ossicle store inspect, then give each store its own recipe name",
-        )
-    return found[0]
+    listed = ", ".join(f"{spec.name} {spec.digest}" for spec in named)
+    asked = schema.asked_digest(teacher)
+    if asked in meta.asked:
+        made_for = [spec.digest for spec in named if spec.digest == meta.asked[asked]]
+        if made_for:
+            return made_for[0]
+        got = listed
+    elif not meta.asked and len(named) == 1:  # a store that says nothing of recipes: imported, or joined
+        return named[0].digest
+    else:
+        of_recipes = [key for key, made in meta.asked.items() if any(made == spec.digest for spec in named)]
+        got = f"recipes {', '.join(of_recipes) or 'unknown'}: {listed}"
+    raise DigestMismatchError(
+        f"the store's embedding of {teacher.name} was made with other weights, options or number format",
+        expected=f"recipe {asked}" + (f": {teacher.name} {meta.asked[asked]}" if asked in meta.asked else ""),
+        got=got,
+        run=f"ossicle embed {recipe.name}, with the same --set: it adds this teacher beside the others",
+    )
 
 
 def run_folder(run: Run) -> Path:

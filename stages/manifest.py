@@ -7,12 +7,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pipeline import artifact
-from pipeline.audio import packages, sources
-from pipeline.audio.ingest import ingest
+from pipeline.audio import clip_source, packages, quality_report, sources
+from pipeline.audio.ingest import REJECT_COLUMNS, ingest
+from pipeline.audio.inputs import INPUT_KINDS, Collected, collect
 from pipeline.config import Recipe, digest
 from pipeline.errors import ManifestError, MissingArtifactError
 from pipeline.manifest import content_digest, validate
@@ -24,16 +26,20 @@ def run(recipe: Recipe, *, console: Console) -> Path:
     """Build the manifest; a finished one is reused while the files it was made from are unchanged.
 
     Returns:
-        The folder with ``clips.parquet``, ``rejects.parquet`` and ``roots.json``.
+        The folder with ``clips.parquet``, ``labels.parquet``, ``rejects.parquet``, ``quality.parquet``,
+        ``quality.json`` and ``roots.json``.
     """
     folder = locations.manifest_folder(recipe)
-    roots, candidates = _candidates(recipe)
-    inputs = {"files": _listing(roots, candidates)}
+    collected = _collected(recipe)
+    roots, candidates = collected.roots, collected.candidates
+    inputs = {"files": _listing(roots, candidates, collected.rejects)}
     if artifact.is_finished(folder, artifact.identity("manifest", locations.manifest_config(recipe), inputs)):
         console.print(f"manifest: reused {folder}")
         return folder
     if not candidates:
-        raise ManifestError("no sound file was found", expected="wav, flac, ogg or mp3", got=_folders(roots))
+        why = f" ({len(collected.rejects)} clips are missing or held out)" if collected.rejects else ""
+        expected = "wav, flac, ogg or mp3"
+        raise ManifestError(f"no sound file was found{why}", expected=expected, got=_folders(roots))
     columns = (TextColumn("manifest"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task("manifest", total=len(candidates))
@@ -45,16 +51,24 @@ def run(recipe: Recipe, *, console: Console) -> Path:
             seed=recipe.manifest.seed,
             workers=min(os.cpu_count() or 1, 1 + len(candidates) // 200),
             progress=lambda done: progress.advance(bar, done),
+            validation_shares=collected.validation_shares,
+            near=recipe.manifest.near_duplicates,
         )
+    rejects = pd.concat([pd.DataFrame(collected.rejects, columns=list(REJECT_COLUMNS)), found.rejects])
+    rejects = rejects.astype("str").reset_index(drop=True)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / artifact.MARKER).unlink(missing_ok=True)
     with artifact.replacing(folder / "rejects.parquet") as path:
-        found.rejects.to_parquet(path, index=False)
+        rejects.to_parquet(path, index=False)
     if found.clips.empty:
         raise ManifestError("no file could be used", run=f"the reasons are in {folder / 'rejects.parquet'}")
     validate(found.clips, roots)
-    with artifact.replacing(folder / "clips.parquet") as path:
-        found.clips.to_parquet(path, index=False)
+    tables = {"clips": found.clips, "labels": found.labels, "quality": found.quality}
+    for name, table in tables.items():
+        with artifact.replacing(folder / f"{name}.parquet") as path:
+            table.to_parquet(path, index=False)
+    quality = quality_report.summary(found.quality, found.clips, rejects)
+    artifact.write_json(folder / "quality.json", quality)
     absolute = {key: str(root.resolve()) for key, root in roots.items()}
     artifact.write_bytes(folder / "roots.json", (json.dumps(absolute, indent=2) + "\n").encode())
     hours = float(found.clips["duration_seconds"].sum()) / 3600
@@ -62,25 +76,42 @@ def run(recipe: Recipe, *, console: Console) -> Path:
         "content": content_digest(found.clips),
         "clips": len(found.clips),
         "hours": round(hours, 3),
-        "rejects": {str(k): int(v) for k, v in found.rejects["reason"].value_counts().sort_index().items()},
+        "rejects": quality["rejects"],
+        "quality": quality["flags"],
         "datasets": {str(k): int(v) for k, v in found.clips["dataset"].value_counts().sort_index().items()},
     }
     artifact.finish(
         folder, kind="manifest", config=locations.manifest_config(recipe), inputs=inputs, summary=summary
     )
-    rejected = ", ".join(f"{count} {reason}" for reason, count in summary["rejects"].items()) or "none"
-    console.print(f"manifest: {len(found.clips)} clips, {hours:.2f} h; rejected: {rejected}; in {folder}")
+    console.print(
+        f"manifest: {len(found.clips)} clips, {hours:.2f} h; rejected: {_counted(summary['rejects'])}; in {folder}"
+    )
+    console.print(f"manifest: worth a look: {_counted(quality['flags'])}; by clip in quality.parquet")
     return folder
 
 
-def _candidates(recipe: Recipe) -> tuple[dict[str, Path], list[sources.Candidate]]:
+def _counted(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"
+
+
+def _collected(recipe: Recipe) -> Collected:
+    """Return everything that the recipe names: inputs, and its folder or its packages."""
+    found = collect(recipe.manifest.inputs)
     own = recipe.fetch.audio_folder
-    if own is not None:
-        if not own.is_dir():
-            raise ManifestError(
-                "fetch.audio_folder is no folder", expected="a folder of sound files", got=own
-            )
-        return {"folder": own}, list(sources.folder_candidates("folder", own))
+    if own is None:
+        roots, candidates = _packaged(recipe)
+    elif own.is_dir():
+        roots, candidates = {"folder": own}, list(sources.folder_candidates("folder", own))
+    else:
+        raise ManifestError("fetch.audio_folder is no folder", expected="a folder of sound files", got=own)
+    if both := set(roots) & set(found.roots):
+        raise ManifestError(f"two inputs are called {min(both)!r}", run="give one another dataset = '...'")
+    found.roots |= roots
+    found.candidates += candidates
+    return found
+
+
+def _packaged(recipe: Recipe) -> tuple[dict[str, Path], list[sources.Candidate]]:
     cache = recipe.paths.cache or packages.default_cache()
     known = sources.read_sources(DATA_MANIFESTS)
     roots: dict[str, Path] = {}
@@ -101,9 +132,12 @@ def _candidates(recipe: Recipe) -> tuple[dict[str, Path], list[sources.Candidate
     return roots, candidates
 
 
-def _listing(roots: dict[str, Path], candidates: list[sources.Candidate]) -> str:
-    """Return a digest of names and sizes, and of times too in a user's folder: files there may be edited."""
-    rows = []
+def _listing(
+    roots: dict[str, Path], candidates: list[sources.Candidate], rejects: list[dict[str, str]]
+) -> str:
+    """Return a digest of names and sizes, and of times too where files are the user's: those may be edited."""
+    rows: list[list[object]] = [[*reject.values()] for reject in rejects]
+    packs: dict[Path, list[object]] = {}
     for candidate in candidates:
         row: list[object] = [
             candidate.root,
@@ -112,13 +146,27 @@ def _listing(roots: dict[str, Path], candidates: list[sources.Candidate]) -> str
             candidate.group,
         ]
         row += [candidate.label, candidate.kind, candidate.licence, candidate.credit]
-        try:
-            status = (roots[candidate.root] / candidate.path).lstat()
-            row += [status.st_size] if candidate.root != "folder" else [status.st_size, status.st_mtime_ns]
-        except OSError as error:
-            row.append(error.errno)
+        if candidate.split or candidate.fold != -1 or candidate.columns:
+            row += [candidate.split, candidate.fold, candidate.columns]
+        path = roots[candidate.root] / candidate.path
+        file = clip_source.file_of(path)
+        if file == path:
+            row += _state(path, candidate.source)
+        else:
+            if file not in packs:
+                packs[file] = _state(file, candidate.source)
+            row += packs[file]
         rows.append(row)
     return digest(rows)
+
+
+def _state(file: Path, source: str) -> list[object]:
+    try:
+        status = file.lstat()
+    except OSError as error:
+        return [error.errno]
+    fetched = source not in INPUT_KINDS
+    return [status.st_size] if fetched else [status.st_size, status.st_mtime_ns]
 
 
 def _folders(roots: dict[str, Path]) -> str:

@@ -13,9 +13,13 @@ from pipeline.audio.packages import COMPLETE, SOUND_SUFFIXES
 from pipeline.errors import ManifestError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Candidate:
-    """A file that may become a clip: where it is and what its source says about it."""
+    """A file that may become a clip: where it is and what its source says about it.
+
+    ``split`` is train or validation where the source decides, else "" (drawn by group); ``columns`` are labels
+    beside the one in ``label``, by name.
+    """
 
     root: str
     path: str
@@ -26,6 +30,9 @@ class Candidate:
     kind: str
     licence: str
     credit: str
+    split: str = ""
+    fold: int = -1
+    columns: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -114,7 +121,7 @@ def folder_candidates(root: str, folder: Path) -> Iterator[Candidate]:
         if any(part.startswith(".") for part in parts):
             continue
         label = parts[0] if len(parts) > 1 else ""
-        yield Candidate(root, path, root, _slug(folder.name), path, label, "other", "unknown", "unknown")
+        yield Candidate(root, path, root, slug(folder.name), path, label, "other", "unknown", "unknown")
 
 
 def has_sound_suffix(path: str) -> bool:
@@ -138,5 +145,6 @@ def _pattern(text: str, where: str) -> re.Pattern[str]:
         raise ManifestError(f"{where}: impossible pattern: {error}", got=text) from error
 
 
-def _slug(name: str) -> str:
+def slug(name: str) -> str:
+    """Return ``name`` as a dataset is called: lower case letters and digits, joined by hyphens."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "folder"

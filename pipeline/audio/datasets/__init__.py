@@ -1,0 +1,1 @@
+"""Published datasets, one file each: from the dataset's own metadata to manifest rows."""
