@@ -15,6 +15,13 @@ students: Registry[Student] = Registry(
     {
         "cnn4": "pipeline.students.cnn4:build_cnn4",
         "cnn4_wide": "pipeline.students.cnn4:build_cnn4_wide",
+        "cp_mobile_128k": "pipeline.students.cp_mobile:build_128k",
+        "cp_mobile_12k": "pipeline.students.cp_mobile:build_12k",
+        "cp_mobile_30k": "pipeline.students.cp_mobile:build_30k",
+        "cp_mobile_6k": "pipeline.students.cp_mobile:build_6k",
+        "cp_resnet": "pipeline.students.cp_resnet:build_cp_resnet",
+        "cp_resnet_east": "pipeline.students.cp_resnet:build_cp_resnet_east",
+        "dcase24_baseline": "pipeline.students.dcase24:build_dcase24_baseline",
         "micronet_m0": "pipeline.students.micronet:build_m0",
         "micronet_m1": "pipeline.students.micronet:build_m1",
         "micronet_m2": "pipeline.students.micronet:build_m2",

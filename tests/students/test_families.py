@@ -61,7 +61,11 @@ def test_parameters_grow_with_width(name: str) -> None:
     assert sizes == sorted(set(sizes))
 
 
-@pytest.mark.parametrize("name", NAMES)
+# Published below 50K parameters: the smallest of their family, whose larger ones are one name away.
+SMALL = ("cp_mobile_6k", "cp_mobile_12k", "cp_mobile_30k")
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in SMALL])
 def test_a_student_of_50k_to_500k_parameters_is_one_setting_away(name: str) -> None:
     sizes = [parameters(name, w) for w in WIDTHS]
     for least, most in ((50_000, 120_000), (120_000, 250_000), (250_000, 500_000)):
