@@ -28,6 +28,8 @@ teachers: Registry[Teacher] = Registry(
         "panns_cnn14_16k": "pipeline.teachers.panns:build_cnn14_16k",
         "resemblyzer": "pipeline.teachers.resemblyzer:build_resemblyzer",
         "tiny": "pipeline.teachers.synthetic:build_tiny",
+        "wav2vec2": "pipeline.teachers.wav2vec2:build_wav2vec2",
+        "wav2vec2_emotion": "pipeline.teachers.wav2vec2:build_wav2vec2_emotion",
     },
 )
 
