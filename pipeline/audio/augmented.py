@@ -70,12 +70,8 @@ def draw(
         log_uniform(generator, *edges) for edges in (views.band.low_pass_hz, views.band.high_pass_hz)
     )
     gain_db = float(generator.uniform(*views.gain_db))
-    mixed, roomy, device, band = (
-        bool(chance < part.probability)
-        for chance, part in zip(
-            chances, (views.background, views.room, views.device, views.band), strict=True
-        )
-    )
+    wanted = [part.probability for part in (views.background, views.room, views.device, views.band)]
+    mixed, roomy, device, band = (bool(chance < share) for chance, share in zip(chances, wanted, strict=True))
     response = devices[int(choice * len(devices))] if device else None
     return AugmentedParameters(
         snr_db=round(snr_db, 3) if mixed else None,

@@ -14,8 +14,9 @@ from jaxtyping import Float32
 from pipeline import manifest as manifests
 from pipeline.audio import augmented, clip_source, decode, scene, textures
 from pipeline.audio.augmented import AugmentedParameters
+from pipeline.audio.augmented_plan import PARAMETERS
 from pipeline.audio.impulse import ResponseFolder
-from pipeline.audio.plan import AUGMENTED, CLEAN, MIX, PARAMETERS, SAMPLE_RATE_HZ, TEXTURE
+from pipeline.audio.plan import AUGMENTED, CLEAN, MIX, SAMPLE_RATE_HZ, TEXTURE
 from pipeline.audio.windows import fit, frame_count
 from pipeline.config import EmbedConfig, ViewsConfig
 from pipeline.errors import AudioError, ManifestError
