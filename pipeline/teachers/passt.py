@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -16,11 +17,13 @@ from pipeline.config import Section, TeacherConfig
 from pipeline.errors import ConfigError, WeightsError
 from pipeline.frontends.passt_frontend import PASST, PasstFrontend
 from pipeline.teachers import weights as checkpoints
+from pipeline.teachers.checkpoints import known
 from pipeline.teachers.folding import load_published
 from pipeline.teachers.network import NetworkTeacher
 from pipeline.teachers.options import parse
 from pipeline.teachers.vit import LAYER_NORM_EPSILON, PatchEmbed, VitSizes, blocks_of, layers_of
 
+STRIDE = 10
 WINDOW_SECONDS, HOP_SECONDS = 10.0, 2.5
 TIMESTAMP_WINDOW_SECONDS, TIMESTAMP_HOP_SECONDS = 0.16, 0.05
 
@@ -36,8 +39,11 @@ class PasstOptions(Section):
         "patches",
         description="mean of each time step's patches, or HEAR's 160 ms windows every 50 ms (a pass each)",
     )
-    stride: int = Field(
-        10, ge=1, le=16, description="between patches, in bands and frames; s10 in the file name"
+    stride: int | None = Field(
+        None,
+        ge=1,
+        le=16,
+        description="between patches, in bands and frames; default the s10 of the file's name",
     )
     window_seconds: float = Field(
         WINDOW_SECONDS, gt=TIMESTAMP_WINDOW_SECONDS, description="longest clip heard in one pass"
@@ -137,7 +143,7 @@ class Passt(nn.Module):
         return PasstHeard(features, self.head(features.to(x.dtype)).float(), patches, means)
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Tensor], stride: int = 10) -> Passt:
+    def from_state(cls, state: Mapping[str, Tensor], stride: int = STRIDE) -> Passt:
         """Return the network with ``state`` loaded; every size but the stride is read from it.
 
         Raises:
@@ -209,7 +215,9 @@ class PasstTeacher(NetworkTeacher):
         self, config: TeacherConfig, network: Passt, options: PasstOptions, sha256: str,
         *, licence: str, citation: str,
     ) -> None:  # fmt: skip
-        super().__init__(config, sha256, options.model_dump(exclude={"checkpoint"}))
+        super().__init__(
+            config, sha256, {**options.model_dump(exclude={"checkpoint"}), "stride": network.stride}
+        )
         self.name, self.licence, self.citation = config.name, licence, citation
         self.own, self.network = options, network.to(self.device, self.dtype)
         self.frontend = PasstFrontend(network.patch_embed.proj.kernel_size[1]).to(self.device)
@@ -337,3 +345,12 @@ def build_passt(
         config, Passt.from_state(loaded.state, options.stride), options, loaded.sha256,
         licence=loaded.licence, citation=loaded.citation,
     )  # fmt: skip
+
+
+def _stride_in(file: str, name: str) -> int:
+    """Return the stride that a published file's name tells (``passt-s-f128-p16-s10-...``), else PaSST's 10."""
+    for text in (file, known(name).published_name):
+        found = re.search(r"-s(\d+)-", text)
+        if found:
+            return int(found[1])
+    return STRIDE
