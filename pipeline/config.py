@@ -116,7 +116,9 @@ class TeacherConfig(Section):
     name: str = Field(
         "aisfx", description="a name of `ossicle teachers`, or run:FOLDER for a finished run of yours"
     )
-    weights: Path | None = Field(None, description="checkpoint file in place of the fetched one")
+    weights: Path | None = Field(
+        None, description="checkpoint file, or name of a fetched checkpoint, in place of the teacher's first"
+    )
     trust_sha256: str | None = Field(
         None,
         pattern=r"^[0-9a-f]{64}$",
