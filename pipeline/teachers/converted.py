@@ -21,7 +21,7 @@ from pipeline.teachers.safe_load import StandIn
 logger = logging.getLogger(__name__)
 
 FORMAT = "ossicle-checkpoint/1"
-MAX_NODES = 2_000_000
+MAX_NODES = 300_000
 MAX_DEPTH = 40
 # State of the authors' training: two more copies of the weights, which no teacher needs.
 _TRAINING_STATE = {"optimizer", "optimizer_states", "optimizers", "lr_schedulers", "scaler", "sampler"}

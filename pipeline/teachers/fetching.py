@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
-from pipeline.artifact import file_digest
+from pipeline.artifact import file_digest, replacing
 from pipeline.errors import WeightsError
 from pipeline.teachers import weights
-from pipeline.teachers.checkpoints import CHECKPOINTS, Checkpoint, known
+from pipeline.teachers.checkpoints import Checkpoint, known
+from pipeline.teachers.download import Progress, download, file_name
+from pipeline.teachers.weights import Located
+
+GRAPH_SUFFIXES = (".onnx", ".tflite")
 
 # Teachers that need no file of the table: seeded, or a file of the user's own.
 WITHOUT_WEIGHTS = frozenset({"tiny", "onnx", "tflite"})
@@ -62,6 +69,53 @@ def _fetch_wheel(entry: Checkpoint, cache: Path | None) -> Path:
     return wheel
 
 
-def all_names() -> list[str]:
-    """Return every name that ``ossicle fetch teacher`` takes."""
-    return sorted(CHECKPOINTS)
+def fetch_from(
+    name: str,
+    source: str,
+    trust_sha256: str | None = None,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> Located:
+    """Bring the checkpoint ``name`` from a file or an address into the cache, verified and converted.
+
+    A network's checkpoint is kept as safetensors alone, a graph (.onnx, .tflite) as it is.
+
+    Args:
+        name: a checkpoint of the table, or a teacher.
+        source: a path, a ``file://`` address, or an http(s) address.
+        trust_sha256: digest to accept where the published file's is not known.
+        cache: folder of downloads.
+        progress: told of every block of a download.
+
+    Raises:
+        UnknownNameError: no such checkpoint.
+        WeightsError: unreachable, of an unknown digest, unsafe or damaged. A downloaded file of an unknown
+            digest stays, so that the second call, which trusts it, need not fetch it again.
+    """
+    entry = known(name)
+    scheme = urlsplit(source).scheme
+    folder = weights.teacher_folder(entry.name, cache)
+    if scheme in ("http", "https"):
+        incoming = folder / "incoming"
+        path = download(source, incoming / file_name(source), max_bytes=entry.max_bytes, progress=progress)
+    else:
+        incoming = None
+        path = Path(url2pathname(urlsplit(source).path)) if scheme == "file" else Path(source)
+    found = weights.locate_file(entry, path, trust_sha256, cache)
+    assert found.path is not None
+    keep_in(found, cache)
+    weights.note_fetched(found, source, cache)
+    if incoming is not None:
+        shutil.rmtree(incoming)
+    return found
+
+
+def keep_in(found: Located, cache: Path | None) -> None:
+    """Convert a verified checkpoint into the cache; a graph is copied as it is."""
+    assert found.path is not None
+    entry = found.checkpoint
+    if found.path.suffix not in GRAPH_SUFFIXES:
+        weights.convert(found, cache)
+        return
+    with replacing(weights.teacher_folder(entry.name, cache) / entry.published_name) as temporary:
+        shutil.copyfile(found.path, temporary)

@@ -27,7 +27,7 @@ from pipeline.errors import WeightsError
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".th")
 MAX_PICKLE_BYTES = 32 << 20
-MAX_PICKLE_STEPS = 5_000_000
+MAX_PICKLE_STEPS = 2_000_000
 # Tied weights share a storage; a file whose tensors add up to much more than its bytes is a bomb.
 MAX_SHARING = 4
 SMALL_BYTES = 64 << 20

@@ -106,7 +106,7 @@ def load(name: str, config: TeacherConfig, unwrap: Unwrap = plain, cache: Path |
     Args:
         name: a checkpoint of ``data_manifests/checkpoints``, or a teacher (its first checkpoint, or the one
             whose digest ``config.weights`` has).
-        config: ``weights`` and ``trust_sha256``.
+        config: ``weights`` (a file, or the name of a fetched checkpoint of this teacher) and ``trust_sha256``.
         unwrap: from what the file holds to (state dict under the network's names, JSON-able rest); it raises
             WeightsError for a layout it does not know.
         cache: folder of downloads; default ``$XDG_CACHE_HOME/ossicle``.
@@ -129,6 +129,9 @@ def locate(name: str, config: TeacherConfig, cache: Path | None = None) -> Locat
         WeightsError: absent, or of an unknown digest.
     """
     entry = known(name)
+    named = CHECKPOINTS.get(str(config.weights))
+    if named is not None and named.teacher == entry.teacher and not Path(str(config.weights)).is_file():
+        return _locate_cached(named, config.trust_sha256, cache)
     if config.weights is not None:
         return locate_file(entry, config.weights, config.trust_sha256, cache)
     return _locate_cached(entry, config.trust_sha256, cache)
@@ -302,22 +305,34 @@ def payload_of(found: Located, cache: Path | None = None) -> Any:
         return payload
     if found.path is None:
         found = _source_of(entry, found.sha256, cache)
-    path = found.path
-    assert path is not None
-    payload = safe_load.load_payload(
-        path, allow=entry.allow, stand_ins=entry.stand_ins, max_bytes=entry.max_bytes
-    )
-    if path.suffix == ".safetensors":
-        return payload
-    converted.write(folder, found.sha256, converted.without_training_state(payload), path.name)
-    if found.unpacked:
-        path.unlink(missing_ok=True)
+    assert found.path is not None
+    if found.path.suffix == ".safetensors":
+        return safe_load.load_payload(found.path, max_bytes=entry.max_bytes)
+    convert(found, cache)
     payload = converted.read(folder, found.sha256)
     if payload is None:
         raise WeightsError(
-            f"the conversion of {path.name} cannot be read back", expected=f"a working disk at {folder}"
+            f"the conversion of {found.path.name} cannot be read back", expected=f"a sound disk at {folder}"
         )
     return payload
+
+
+def convert(found: Located, cache: Path | None = None) -> Path:
+    """Write the safetensors conversion of a verified checkpoint into the cache and return it.
+
+    Raises:
+        WeightsError: unsafe or damaged.
+    """
+    assert found.path is not None
+    entry = found.checkpoint
+    payload = safe_load.load_payload(
+        found.path, allow=entry.allow, stand_ins=entry.stand_ins, max_bytes=entry.max_bytes
+    )
+    kept = converted.without_training_state(payload)
+    path = converted.write(teacher_folder(entry.name, cache), found.sha256, kept, found.path.name)
+    if found.unpacked:
+        found.path.unlink(missing_ok=True)
+    return path
 
 
 def _source_of(entry: Checkpoint, digest: str, cache: Path | None) -> Located:

@@ -109,7 +109,7 @@ def test_tiny_refuses_what_it_has_not(tmp_path: Path) -> None:
 
 
 def test_unknown_teacher_names_near_matches() -> None:
-    assert teachers.names() == ["aisfx", "tiny"]
+    assert {"aisfx", "tiny"} <= set(teachers.names())
     with pytest.raises(UnknownNameError) as caught:
         build_teacher(TeacherConfig(name="asfix"))
     assert "aisfx" in str(caught.value)
