@@ -5,6 +5,7 @@ The network is built from a configuration that is read off the checkpoint's own 
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from pipeline.audio.torchaudio_loader import load_torchaudio
 from pipeline.config import Section, TeacherConfig
 from pipeline.errors import ConfigError, MissingDependencyError, WeightsError
 from pipeline.frontends.wav2vec2_frontend import SAMPLE_RATE_HZ, Wav2Vec2Frontend
@@ -153,6 +155,9 @@ def build_network(config: dict[str, Any]) -> nn.Module:
     Raises:
         MissingDependencyError: transformers is not installed.
     """
+    # transformers imports torchaudio where there is one, whose wheel fails beside a CPU build of torch.
+    if importlib.util.find_spec("torchaudio") is not None:
+        load_torchaudio()
     try:
         from transformers import Wav2Vec2Config, Wav2Vec2Model
     except ImportError as error:
@@ -246,8 +251,9 @@ class Wav2Vec2Teacher(NetworkTeacher):
         given = self.frontend(waveforms).to(self.dtype)
         result = self.net(given, output_hidden_states=several)
         last = result.last_hidden_state.float()
-        states = [state.float() for state in result.hidden_states[1:]] if several else []
-        frames = last if self.layer == self.layers - 1 else states[self.layer]
+        # Whether the library's last hidden state has passed the final norm depends on its version.
+        states = [*(state.float() for state in result.hidden_states[1:-1]), last] if several else []
+        frames = states[self.layer] if several else last
         made = {"embedding": frames.mean(dim=1), "frames": frames}
         made |= {f"layer.{i}": state.mean(dim=1) for i, state in enumerate(states)}
         if self.head is not None and "logits" in outputs:
