@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -40,8 +40,8 @@ class FolderInput(InputBase):
     kind: Literal["folder"]
     root: Path = Field(description="the folder")
     content: Content = Field("other", description="what it holds, where that is one thing")
-    licence: str = Field("unknown", min_length=1)
-    credit: str = "unknown"
+    licence: str = Field("unknown", min_length=1, description="of all its files")
+    credit: str = Field("unknown", description="whom to name")
 
 
 class TableInput(InputBase):
@@ -118,3 +118,13 @@ class DatasetInput(InputBase):
 Input = Annotated[
     FolderInput | TableInput | AudioSetInput | PackInput | DatasetInput, Field(discriminator="kind")
 ]
+
+MODELS: tuple[type[InputBase], ...] = (FolderInput, TableInput, AudioSetInput, PackInput, DatasetInput)
+
+
+def kinds_of(model: type[InputBase]) -> tuple[str, ...]:
+    """Return the kinds that ``model`` stands for."""
+    return get_args(model.model_fields["kind"].annotation)
+
+
+MODEL_OF_KIND = {kind: model for model in MODELS for kind in kinds_of(model)}

@@ -10,8 +10,9 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from pipeline.config import Recipe
+from pipeline.config import ManifestConfig, Recipe
 from pipeline.errors import ConfigError, near_matches
+from pipeline.input_config import MODEL_OF_KIND
 
 _TOP = Path(__file__).resolve().parent.parent
 SHIPPED = _TOP / "stages" / "recipes"
@@ -123,6 +124,10 @@ def _validate(table: dict[str, Any], where: str) -> Recipe:
             message = detail["msg"].removeprefix("Value error, ")
             if detail["type"] == "extra_forbidden":
                 message = f"unknown key; {near_matches(str(detail['loc'][-1]), _keys(detail['loc'][:-1]))}"
+            elif detail["type"] == "union_tag_invalid":
+                message = f"no such kind; {near_matches(detail['ctx']['tag'], MODEL_OF_KIND)}"
+            elif detail["type"] == "union_tag_not_found":
+                message = f"an input without a kind; known: {', '.join(MODEL_OF_KIND)}"
             lines.append(f"{key or 'recipe'}: {message}")
         raise ConfigError(
             f"{where}: " + "; ".join(lines), run="ossicle recipe --keys lists every key"
@@ -132,6 +137,11 @@ def _validate(table: dict[str, Any], where: str) -> Recipe:
 def _keys(location: tuple[int | str, ...]) -> list[str]:
     model: type[BaseModel] = Recipe
     for part in location:
+        if model is ManifestConfig and (part == "inputs" or isinstance(part, int)):
+            continue
+        if model is ManifestConfig and part in MODEL_OF_KIND:
+            model = MODEL_OF_KIND[str(part)]
+            continue
         field = model.model_fields.get(str(part))
         kind = field.annotation if field is not None else None
         if not (isinstance(kind, type) and issubclass(kind, BaseModel)):

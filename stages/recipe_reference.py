@@ -9,7 +9,8 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from pipeline import recipe as recipes
-from pipeline.config import Recipe
+from pipeline.config import ManifestConfig, Recipe
+from pipeline.input_config import MODELS, InputBase, kinds_of
 
 
 def resolved(reference: str, overrides: Sequence[str]) -> str:
@@ -36,8 +37,26 @@ def _rows(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]]
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             yield from _rows(kind, f"{prefix}{name}.")
             continue
+        if model is ManifestConfig and name == "inputs":
+            yield f"{prefix}{name}", "[]", field.description or ""
+            yield from _input_rows(f"{prefix}{name}")
+            continue
         default = "" if field.default is PydanticUndefined else _toml(field.default)
         yield f"{prefix}{name}", default, field.description or ""
+
+
+def _input_rows(prefix: str) -> Iterator[tuple[str, str, str]]:
+    """Yield the keys of every kind of input: those that all share first, then each kind's own."""
+    shared = set(InputBase.model_fields)
+    every = " ".join(kind for model in MODELS for kind in kinds_of(model))
+    yield f"{prefix}[].kind", "", f"one of {every}"
+    yield from _rows(InputBase, f"{prefix}[].")
+    for model in MODELS:
+        kinds = kinds_of(model)
+        name = "|".join(kinds) if len(kinds) < 3 else f"{kinds[0]}|...|{kinds[-1]}"
+        for key, default, text in _rows(model, ""):
+            if key not in shared and key != "kind":
+                yield f"{prefix}[{name}].{key}", default, text
 
 
 def _flat(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -14,6 +14,7 @@ from pipeline.audio.entries import Confinement, Entry, Listing
 from pipeline.audio.sources import Candidate
 from pipeline.errors import ConfigError, ManifestError, near_matches
 from pipeline.input_config import (
+    MODEL_OF_KIND,
     AudioSetInput,
     Content,
     DatasetInput,
@@ -29,11 +30,7 @@ log = logging.getLogger(__name__)
 HELD_OUT = ("held_out", "its official split is left out; the recipe's splits can use it")
 KINDS = get_args(Content)
 # What a candidate's ``source`` may be where its files are the user's own; "folder" is fetch.audio_folder too.
-INPUT_KINDS = frozenset(
-    kind
-    for model in (FolderInput, TableInput, AudioSetInput, PackInput, DatasetInput)
-    for kind in get_args(model.model_fields["kind"].annotation)
-)
+INPUT_KINDS = frozenset(MODEL_OF_KIND)
 TABLE_SPLITS: dict[str, SplitUse] = {"train": "train", "validation": "validation", "test": "omit"}
 TABLE_COLUMNS = ("path", "label", "group", "split", "fold", "kind", "licence", "credit", "dataset")
 

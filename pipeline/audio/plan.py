@@ -9,23 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from pipeline.audio import augmented_plan, scene, textures
+from pipeline.audio import augmented_plan, mixture, scene, textures
 from pipeline.audio.augmented_plan import KEY_DIGITS, PARAMETERS
 from pipeline.audio.impulse import Response
 from pipeline.audio.pools import Pools
 from pipeline.audio.windows import frame_count, window_starts
 from pipeline.config import EmbedConfig, ManifestConfig, ViewsConfig, canonical_json
 from pipeline.errors import ManifestError
-from pipeline.manifest import draw_order
-
-log = logging.getLogger(__name__)
 
 SAMPLE_RATE_HZ = 44_100  # every row's waveform; teachers and frontends of other rates hear it resampled
 CLEAN, MIX, TEXTURE, AUGMENTED = "clean", "mix", "texture", augmented_plan.VIEW
@@ -66,7 +62,7 @@ def build(
         ConfigError: the speech weight leaves nothing to mix, or the filters no background.
     """
     windows = _windows(clips, embed, manifest)
-    capped = _capped(windows, manifest)
+    capped = mixture.kept(windows, manifest)
     clean = windows[capped].reset_index(drop=True)
     if clean.empty:
         raise ManifestError(
@@ -136,18 +132,6 @@ def _windows(clips: pd.DataFrame, embed: EmbedConfig, manifest: ManifestConfig) 
                 }
             )
     return pd.DataFrame(rows)
-
-
-def _capped(windows: pd.DataFrame, manifest: ManifestConfig) -> np.ndarray:
-    """Return which windows the caps keep: bool (rows,)."""
-    keep = np.ones(len(windows), dtype=bool)
-    for dataset, cap in manifest.caps.items() if len(windows) else ():
-        members = np.flatnonzero(windows["dataset"] == dataset)
-        if not len(members):
-            log.info("manifest.caps names %r, which the manifest does not hold", dataset)
-        order = draw_order(windows["key"].iloc[members], manifest.seed)
-        keep[members[order[cap:]]] = False
-    return keep
 
 
 def _splits(clean: pd.DataFrame, count: int) -> list[str]:
