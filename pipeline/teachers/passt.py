@@ -340,9 +340,11 @@ def build_passt(
     options = parse(PasstOptions, config.name, config.options)
     if weights is not None:
         config = config.model_copy(update={"weights": weights})
-    loaded = checkpoints.load(options.checkpoint or config.name, config, unwrap_passt, cache)
+    name = options.checkpoint or config.name
+    loaded = checkpoints.load(name, config, unwrap_passt, cache)
+    stride = options.stride or _stride_in(config.weights.name if config.weights else "", name)
     return PasstTeacher(
-        config, Passt.from_state(loaded.state, options.stride), options, loaded.sha256,
+        config, Passt.from_state(loaded.state, stride), options, loaded.sha256,
         licence=loaded.licence, citation=loaded.citation,
     )  # fmt: skip
 
