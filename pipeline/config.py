@@ -24,6 +24,9 @@ class PathsConfig(Section):
 
     artifacts: Path = Field(Path("artifacts"), description="folder of every artifact a stage writes")
     cache: Path | None = Field(None, description="folder of downloads; default $XDG_CACHE_HOME/ossicle")
+    stores: str | None = Field(
+        None, description="folder, or s3://bucket/prefix, of the stores; default the artifacts' folder store"
+    )
 
 
 class FetchConfig(Section):
@@ -208,8 +211,22 @@ class StudentConfig(Section):
 class TargetsConfig(Section):
     """What the teacher's cached embeddings become before any loss sees them; statistics from training rows only."""
 
-    transform: Literal["none", "standardise", "whiten"] = "whiten"
-    components: int | None = Field(128, gt=0, description="leading principal components kept by whiten")
+    teachers: tuple[str, ...] = Field(
+        (),
+        description="arrays of the store to learn from: NAME, NAME:OUTPUT (beats:layer.3, passt:logits) or a "
+        "digest; default embed.teacher's embedding",
+    )
+    fusion: Literal["concat", "mean"] = Field(
+        "concat",
+        description="several teachers side by side, each transformed by itself; or their mean (logits)",
+    )
+    teacher_weights: tuple[float, ...] = Field(
+        (), description="one a teacher: of its squared distances, or in the mean; default equal"
+    )
+    transform: Literal["none", "standardise", "pca", "whiten"] = "whiten"
+    components: int | None = Field(
+        128, gt=0, description="leading principal components kept by pca and whiten, of each teacher"
+    )
     std_floor: float = Field(1e-3, ge=0, description="added to each dimension's deviation")
 
 

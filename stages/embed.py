@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
+import importlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -18,49 +17,65 @@ from pipeline import artifact
 from pipeline import manifest as manifests
 from pipeline.config import Recipe
 from pipeline.embedding import pool
+from pipeline.embedding.ranks import Rank
 from pipeline.embedding.shard import EmbedWork
 from pipeline.embedding.worker import Message
+from pipeline.errors import ConfigError
 from pipeline.store import schema
-from pipeline.store.writer import StoreWriter, finished_arrays
-from pipeline.teachers.base import Teacher
-from pipeline.teachers.registry import build_teacher
+from pipeline.store.commits import finished_arrays, is_finished
+from pipeline.store.location import Place
+from pipeline.store.writer import StoreWriter
 from stages import locations
 
 
-def run(recipe: Recipe, *, console: Console) -> Path:
+Engine = Literal["local", "ray"]
+ENGINES = {"local": "pipeline.embedding.pool", "ray": "pipeline.embedding.ray_engine"}
+
+
+def run(recipe: Recipe, *, console: Console, engine: Engine = "local") -> Place:
     """Embed what is not embedded yet; committed shards are never computed again.
 
-    ``RANK`` and ``WORLD_SIZE`` in the environment share the shards out between machines that see the same
-    folder: shard s belongs to rank s mod world.
+    The ranks of torchrun and Slurm share the shards out between machines that see the same folder: shard s
+    belongs to rank s mod world, and the rank that finds all of them committed finishes the store.
+
+    Args:
+        recipe: whose store.
+        console: told of progress.
+        engine: ``local``, processes of this machine, or ``ray``, actors of a cluster; the bytes are the same.
 
     Returns:
-        The store's folder.
+        The store's folder, or its URL.
 
     Raises:
         MissingArtifactError: there is no manifest.
         WeightsError: the teacher's weights are not there.
         WorkerError: a worker process failed or kept dying.
+        ConfigError: ranks that cannot be, or Ray inside of several ranks.
     """
+    ranks = _ranks(engine)
     folder = locations.store_folder(recipe)
-    teacher = build_teacher(recipe.embed.teacher, cache=recipe.paths.cache)
-    specs = array_specs(recipe, teacher)
+    made_by, teachers = planned_arrays(recipe)
+    specs = [spec for specs in made_by for spec in specs]
     config, inputs = locations.store_config(recipe), locations.store_inputs(recipe)
-    if artifact.is_finished(folder, artifact.identity("store", config, inputs)) and _holds(folder, specs):
+    asked = asked_teachers(recipe, made_by)
+    if is_finished(folder, artifact.identity("store", config, inputs)) and _holds(folder, specs, asked):
         console.print(f"embed: reused {folder}")
         return folder
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    with created_store(recipe, specs) as writer:
+    with created_store(recipe, specs, asked) as writer:
         digests = tuple(spec.digest for spec in specs)
-        shards = writer.pending(digests, rank, world)
+        work = embed_work(recipe, writer, made_by)
+        shards = writer.pending(digests, ranks.rank, ranks.world)
         if shards:
-            _embed(recipe, writer, digests, shards, console)
+            _embed(writer, work, shards, ranks, engine, console)
         left = writer.pending(digests)
-        if left and world > 1:
-            console.print(f"embed: rank {rank} of {world} is done; {len(left)} shards of others are pending")
+        if left and ranks.world > 1:
+            console.print(
+                f"embed: rank {ranks.rank} of {ranks.world} is done; {len(left)} shards of others are pending"
+            )
             return folder
-        summary: dict[str, Any] = {"teacher": {"name": teacher.name, "citation": teacher.citation}}
+        summary: dict[str, Any] = {"teachers": teachers}
         if recipe.embed.spectrogram_dtype == "uint8":
-            summary["uint8_loss"] = quantisation_loss(embed_work(recipe, writer, digests), specs[0], writer)
+            summary["uint8_loss"] = quantisation_loss(work, specs[0], writer)
             console.print(f"embed: loss of 8-bit spectrograms: {_loss(summary['uint8_loss'])}")
         finished = writer.finish(digests, config=config, inputs=inputs, summary=summary)
     console.print(
@@ -70,28 +85,19 @@ def run(recipe: Recipe, *, console: Console) -> Path:
     return folder
 
 
-def array_specs(recipe: Recipe, teacher: Teacher) -> list[schema.ArraySpec]:
-    """Return the two arrays that a recipe asks of its store: spectrogram first, then embedding."""
-    from pipeline.audio.windows import frame_count
+Planned = tuple[tuple[schema.ArraySpec, ...], ...]
 
-    embed = recipe.embed
-    samples = frame_count(embed.window_seconds, embed.frontend.sample_rate_hz)
-    config = {
-        "sample_rate_hz": teacher.sample_rate_hz,
-        "window_samples": teacher.window_samples,
-        "citation": teacher.citation,
-    }
-    return [
-        schema.spectrogram_spec(embed.frontend, embed.frontend.frames(samples), embed.spectrogram_dtype),
-        schema.embedding_spec(
-            teacher.name,
-            teacher.digest(),
-            teacher.embedding_dim,
-            embed.embedding_dtype,
-            config,
-            teacher.licence,
-        ),
-    ]
+
+def planned_arrays(recipe: Recipe) -> tuple[Planned, dict[str, str]]:
+    """Return the arrays that each frontend and each teacher of a recipe makes, and the teachers' citations.
+
+    The teachers are built, so that whatever is wrong with them stops the run before any work, and let go.
+    """
+    from pipeline.embedding.array_makers import TeacherMaker, build_makers
+
+    makers = [maker for maker in build_makers(recipe.embed, recipe.paths.cache) if maker is not None]
+    cited = {m.teacher.name: m.teacher.citation for m in makers if isinstance(m, TeacherMaker)}
+    return tuple(maker.specs for maker in makers), cited
 
 
 def quantisation_loss(work: EmbedWork, spec: schema.ArraySpec, writer: StoreWriter) -> dict[str, float]:
@@ -101,17 +107,21 @@ def quantisation_loss(work: EmbedWork, spec: schema.ArraySpec, writer: StoreWrit
         ``rms_error`` and ``largest_error`` in units of the log-mel, and ``snr_db``: how far ``rms_error`` is
         below the log-mel's own deviation.
     """
+    from pipeline.embedding.array_makers import SpectrogramMaker
     from pipeline.embedding.shard import ShardArrays, ShardRenderer
-    from pipeline.frontends.log_mel import LogMel
     from pipeline.store.quantisation import dequantise
-    from pipeline.store.zarr_layout import open_array
+    from pipeline.store.zarr_layout import ShardDecoder, members, shard_file
 
-    made = ShardArrays(0, [spec], writer, None, LogMel(work.embed.frontend).eval())
-    batch = next(ShardRenderer(work, writer, 0).batches(0, [spec]))
+    maker = SpectrogramMaker(work.embed.frontend, work.embed)
+    made = ShardArrays(0, [spec], writer, [maker])
+    batch = next(ShardRenderer(work, writer).batches(0, [maker.sample_rate_hz]))
     made.add(batch)
-    group = writer.folder / spec.path
+    start, stop = writer.meta.bounds(0)
     codes, scale, offset = (
-        np.asarray(open_array(group / name)[: batch.rows]) for name in (spec.data_name, "scale", "offset")
+        ShardDecoder(writer.location.read(f"{spec.path}/{name}/zarr.json")).decode(
+            0, start, stop, writer.location.read(shard_file(spec, name, 0))
+        )[: batch.rows]
+        for name in members(spec)
     )
     good = np.isfinite(scale)
     exact = made.arrays[spec.path][: batch.rows][good]
@@ -123,19 +133,38 @@ def quantisation_loss(work: EmbedWork, spec: schema.ArraySpec, writer: StoreWrit
     return {"rms_error": rms, "largest_error": float(np.abs(error).max()), "snr_db": snr_db}
 
 
-def _holds(folder: Path, specs: list[schema.ArraySpec]) -> bool:
-    finished = finished_arrays(folder)
-    known = {spec.path: spec.dtype for spec in schema.read_meta(folder).arrays if spec.path in finished}
-    return all(known.get(spec.path) == spec.dtype for spec in specs)
+def asked_teachers(recipe: Recipe, planned: Planned) -> dict[str, str]:
+    """Return digest of what the recipe says of each teacher to the digest of the teacher that was built."""
+    of_teachers = planned[len(recipe.embed.all_frontends) :]
+    return {
+        schema.asked_digest(teacher): specs[0].teacher_digest
+        for teacher, specs in zip(recipe.embed.all_teachers, of_teachers, strict=True)
+    }
+
+
+def _holds(place: Place, specs: list[schema.ArraySpec], asked: dict[str, str]) -> bool:
+    finished, meta = finished_arrays(place), schema.read_meta(place)
+    known = {spec.path: spec.dtype for spec in meta.arrays if spec.path in finished}
+    return asked.items() <= meta.asked.items() and all(known.get(s.path) == s.dtype for s in specs)
 
 
 @contextmanager
-def created_store(recipe: Recipe, specs: list[schema.ArraySpec]) -> Iterator[StoreWriter]:
+def created_store(
+    recipe: Recipe, specs: list[schema.ArraySpec], asked: dict[str, str] | None = None
+) -> Iterator[StoreWriter]:
     """Give the recipe's store, planned and described, open for writing; what it holds already stays."""
-    from pipeline.audio import plan
+    from pipeline.audio import plan, render
 
     manifest = manifests.read(locations.manifest_folder(recipe))
-    rows = plan.build(manifest.frame, recipe.embed, recipe.manifest)
+    others = render.background_manifest(recipe.embed.views)
+    devices = render.device_responses(recipe.embed.views)
+    rows = plan.build(
+        manifest.frame,
+        recipe.embed,
+        recipe.manifest,
+        others=others.frame if others is not None else None,
+        devices=devices.responses if devices is not None else (),
+    )
     meta = schema.StoreMeta(
         name=recipe.name,
         manifest_digest=manifest.digest,
@@ -143,6 +172,7 @@ def created_store(recipe: Recipe, specs: list[schema.ArraySpec]) -> Iterator[Sto
         shard_rows=recipe.embed.shard_rows,
         chunk_rows=recipe.embed.chunk_rows,
         arrays=tuple(specs),
+        asked=asked or {},
     )
     rejects = manifest.folder / "rejects.parquet"
     table = pd.read_parquet(rejects) if rejects.is_file() else None
@@ -150,21 +180,35 @@ def created_store(recipe: Recipe, specs: list[schema.ArraySpec]) -> Iterator[Sto
         yield writer
 
 
+def _ranks(engine: Engine) -> Rank:
+    ranks = Rank.of_environment()
+    if engine not in ENGINES:
+        raise ConfigError("no such engine", expected="local or ray", got=engine)
+    if engine == "ray" and ranks.world > 1:
+        raise ConfigError(
+            "Ray shares the shards out itself; it does not run inside of several ranks",
+            got=f"rank {ranks.rank} of {ranks.world} in the environment",
+            run="ossicle embed --engine ray once, or the ranks with --engine local",
+        )
+    return ranks
+
+
 def _embed(
-    recipe: Recipe, writer: StoreWriter, digests: tuple[str, ...], shards: list[int], console: Console
+    writer: StoreWriter, work: EmbedWork, shards: list[int], ranks: Rank, engine: Engine, console: Console
 ) -> None:
-    work = embed_work(recipe, writer, digests)
     total = sum(stop - start for start, stop in map(writer.meta.bounds, shards))
-    workers = pool.worker_count(recipe.embed.workers, len(shards), recipe.embed.teacher.device)
+    workers, device = work.embed.workers, work.embed.teacher.device
+    if engine == "local":
+        workers = pool.worker_count(workers, len(shards), device, ranks.local_world)
     kept = writer.meta.rows - total
-    if kept:
+    if kept and ranks.world == 1:
         console.print(f"embed: {kept} of {writer.meta.rows} windows are there already")
     columns = (
         TextColumn("embed"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn()
     )  # fmt: skip
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task("embed", total=total, rate="starting workers")
-        pace = _Pace(recipe.embed.window_seconds)
+        pace = _Pace(work.embed.window_seconds)
 
         def show(message: Message) -> None:
             if message.kind == "ready":
@@ -173,19 +217,21 @@ def _embed(
                 pace.rows += message.rows
                 progress.update(bar, advance=message.rows, rate=str(pace))
 
-        pool.embed_shards(work, shards, workers, show)
-    console.print(f"embed: {pace.rows} windows by {workers} workers, {pace}")
+        importlib.import_module(ENGINES[engine]).embed_shards(work, shards, workers, show)
+    by = f"{workers} workers" if engine == "local" else "Ray's actors"
+    console.print(f"embed: {pace.rows} windows by {by}, {pace}")
 
 
-def embed_work(recipe: Recipe, writer: StoreWriter, digests: tuple[str, ...]) -> EmbedWork:
+def embed_work(recipe: Recipe, writer: StoreWriter, planned: Planned) -> EmbedWork:
     """Return what the worker processes need to know."""
     return EmbedWork(
-        store=writer.folder.resolve(),
+        store=str(writer.location) if writer.location.remote else writer.folder.resolve(),
         manifest=locations.manifest_folder(recipe).resolve(),
         embed=recipe.embed,
         peak_floor=recipe.manifest.peak_floor,
         cache=recipe.paths.cache,
-        digests=digests,
+        digests=tuple(spec.digest for specs in planned for spec in specs),
+        makers=tuple(tuple(spec.digest for spec in specs) for specs in planned),
     )
 
 
@@ -210,9 +256,9 @@ class _Pace:
         return f"{rate:.1f} clips/s, {rate * self.window_seconds:.0f} x realtime"
 
 
-def _reasons(folder: Path) -> str:
+def _reasons(place: Place) -> str:
     from pipeline.store import tables
 
-    rejects = tables.read(folder / schema.REJECTS_FILE)
+    rejects = tables.load(place, schema.REJECTS_FILE)
     counts = rejects["reason"][rejects["row"] != schema.NO_ROW].value_counts().sort_index()
     return f" ({', '.join(f'{count} {reason}' for reason, count in counts.items())})" if len(counts) else ""

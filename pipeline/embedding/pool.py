@@ -9,10 +9,13 @@ import signal
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
+import torch
+
+from pipeline.config import EmbedConfig
 from pipeline.embedding import worker
 from pipeline.embedding.shard import EmbedWork
 from pipeline.embedding.worker import Message
@@ -44,11 +47,15 @@ class _Member:
     shards: deque[int] = field(default_factory=deque)
     reported_rows: int = 0
     dismissed: bool = False
+    gpu: int = 0
 
 
-def worker_count(asked: int, shards: int, device: str) -> int:
-    """Return how many processes to start: ``asked``, or one a core (8 a GPU at most); never more than shards."""
-    cores = len(os.sched_getaffinity(0))
+def worker_count(asked: int, shards: int, device: str, ranks: int = 1) -> int:
+    """Return how many processes to start: ``asked``, or one a core (8 a GPU at most); never more than shards.
+
+    ``ranks`` processes of one host share its cores.
+    """
+    cores = max(1, len(os.sched_getaffinity(0)) // ranks)
     count = asked or (cores if device == "cpu" else min(8, cores))
     return max(1, min(count, shards))
 
@@ -85,15 +92,23 @@ class _Pool:
         self.members: list[_Member] = []
         self.deaths: Counter[int] = Counter()
         self.context = multiprocessing.get_context("spawn")
+        self.gpus = torch.cuda.device_count()
 
     def start(self, count: int) -> None:
         with worker_environment():
             for _ in range(count):
                 ours, theirs = self.context.Pipe()
-                process = self.context.Process(target=worker.main, args=(self.work, theirs), daemon=True)
+                gpu = self._free_gpu()
+                work = replace(self.work, embed=on_gpu(self.work.embed, gpu))
+                process = self.context.Process(target=worker.main, args=(work, theirs), daemon=True)
                 process.start()
                 theirs.close()  # or its end would never be seen
-                self.members.append(_Member(process, ours))
+                self.members.append(_Member(process, ours, gpu=gpu))
+
+    def _free_gpu(self) -> int:
+        """Return the GPU with the fewest workers: round robin, and a dead worker's successor takes its place."""
+        taken = Counter(member.gpu for member in self.members)
+        return min(range(max(1, self.gpus)), key=lambda gpu: taken[gpu])
 
     def serve(self) -> None:
         while self.members:

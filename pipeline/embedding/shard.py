@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,13 @@ import torch
 from pipeline import manifest
 from pipeline.audio import decode
 from pipeline.audio.plan import SAMPLE_RATE_HZ
-from pipeline.audio.render import ClipReader, Renderer
+from pipeline.audio.render import Renderer
 from pipeline.audio.windows import fit, frame_count
 from pipeline.config import EmbedConfig
-from pipeline.frontends.log_mel import LogMel
+from pipeline.embedding.array_makers import ArrayMaker
+from pipeline.store.location import Place
 from pipeline.store.schema import ArraySpec
 from pipeline.store.writer import StoreWriter
-from pipeline.teachers.base import Teacher
 
 
 @dataclass(frozen=True)
@@ -27,20 +27,22 @@ class EmbedWork:
     """What a worker needs to know; it crosses process borders.
 
     Attributes:
-        store: the store's folder, created.
+        store: the store's folder or URL, created.
         manifest: the manifest's folder.
         embed: stage 1's configuration.
         peak_floor: windows whose peak is below are rejected as silence.
-        cache: folder of downloads, where the teacher's weights are.
+        cache: folder of downloads, where the teachers' weights are.
         digests: the arrays wanted, by digest.
+        makers: digests of the arrays that each of the recipe's makers makes (see ``build_makers``).
     """
 
-    store: Path
+    store: Place
     manifest: Path
     embed: EmbedConfig
     peak_floor: float
     cache: Path | None
     digests: tuple[str, ...]
+    makers: tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,7 @@ class RenderedBatch:
 
     Attributes:
         shard: the shard; ``first`` and ``rows`` place the batch in it.
-        teacher_waves: (rows, samples) at the teacher's rate, or None where no embedding is wanted.
-        student_waves: (rows, samples) at the frontend's rate, or None where no spectrogram is wanted.
+        waves: sample rate in Hz to (rows, samples) float32, one entry a rate that a wanted array needs.
         rejects: what could not be rendered; those rows are zeros here and missing in the store.
         last: whether the shard ends here.
     """
@@ -58,10 +59,21 @@ class RenderedBatch:
     shard: int
     first: int
     rows: int
-    teacher_waves: np.ndarray | None
-    student_waves: np.ndarray | None
+    waves: dict[int, np.ndarray]
     rejects: tuple[dict[str, Any], ...]
     last: bool
+
+
+def rates_of(specs: Sequence[ArraySpec], makers: Sequence[ArrayMaker | None]) -> list[int]:
+    """Return the sample rates in Hz at which ``specs`` are made, each once."""
+    wanted = {spec.path for spec in specs}
+    return sorted(
+        {
+            maker.sample_rate_hz
+            for maker in makers
+            if maker is not None and wanted & {spec.path for spec in maker.specs}
+        }
+    )
 
 
 def wanted_specs(work: EmbedWork, writer: StoreWriter, shard: int) -> list[ArraySpec]:
@@ -76,42 +88,38 @@ class ShardRenderer:
     Args:
         work: what is to be done.
         writer: the open store, whose rows are the plan.
-        teacher_rate_hz: the teacher's sample rate.
     """
 
-    def __init__(self, work: EmbedWork, writer: StoreWriter, teacher_rate_hz: int) -> None:
-        self.work, self.writer, self.teacher_rate_hz = work, writer, teacher_rate_hz
-        clips = ClipReader(manifest.read(work.manifest), work.embed.window_seconds, work.peak_floor)
-        self.renderer = Renderer(clips, work.embed.views)
+    def __init__(self, work: EmbedWork, writer: StoreWriter) -> None:
+        self.work, self.writer = work, writer
+        self.renderer = Renderer.of(manifest.read(work.manifest), work.embed, work.peak_floor)
 
-    def batches(self, shard: int, specs: list[ArraySpec]) -> Iterator[RenderedBatch]:
-        """Yield the batches of ``shard``, cut every ``batch_size`` rows whatever was rejected.
+    def batches(self, shard: int, rates_hz: Collection[int]) -> Iterator[RenderedBatch]:
+        """Yield the batches of ``shard`` at those sample rates, cut every ``batch_size`` rows.
 
-        A batch's size can change the last bits of what a model gives, so it depends on the shard alone.
+        Whatever was rejected: a batch's size can change the last bits of what a model gives, so it depends on
+        the shard alone.
         """
         start, stop = self.writer.meta.bounds(shard)
         size = self.work.embed.teacher.batch_size
-        kinds = {spec.kind for spec in specs}
+        seconds = self.work.embed.window_seconds
         for first in range(start, stop, size):
             rows = self.writer.rows.iloc[first : min(first + size, stop)].to_dict("records")
-            teacher = self._zeros(len(rows), self.teacher_rate_hz) if "embedding" in kinds else None
-            rate = self.work.embed.frontend.sample_rate_hz
-            student = self._zeros(len(rows), rate) if "spectrogram" in kinds else None
+            waves = {
+                rate: np.zeros((len(rows), frame_count(seconds, rate)), dtype=np.float32) for rate in rates_hz
+            }
             rejects = []
             for position, row in enumerate(rows):
                 wave, reject = self.renderer.attempt({str(key): value for key, value in row.items()})
                 if wave is None:
                     rejects.append(reject or {})
                     continue
-                for waves, wave_rate in ((teacher, self.teacher_rate_hz), (student, rate)):
-                    if waves is not None:
-                        resampled = decode.resample(wave, SAMPLE_RATE_HZ, wave_rate)
-                        waves[position] = fit(resampled, waves.shape[1])
-            last = first + size >= stop
-            yield RenderedBatch(shard, first - start, len(rows), teacher, student, tuple(rejects), last)
-
-    def _zeros(self, rows: int, rate_hz: int) -> np.ndarray:
-        return np.zeros((rows, frame_count(self.work.embed.window_seconds, rate_hz)), dtype=np.float32)
+                for rate, batch in waves.items():
+                    resampled = decode.resample(wave, SAMPLE_RATE_HZ, rate)
+                    batch[position] = fit(resampled, batch.shape[1])
+            yield RenderedBatch(
+                shard, first - start, len(rows), waves, tuple(rejects), last=first + size >= stop
+            )
 
 
 class ShardArrays:
@@ -121,42 +129,38 @@ class ShardArrays:
         shard: which.
         specs: the arrays to make.
         writer: the open store.
-        teacher: the teacher, or None where no embedding is wanted.
-        log_mel: the student's frontend.
+        makers: what makes them; None where none of its arrays is wanted.
     """
 
     def __init__(
         self,
         shard: int,
-        specs: list[ArraySpec],
+        specs: Sequence[ArraySpec],
         writer: StoreWriter,
-        teacher: Teacher | None,
-        log_mel: LogMel,
+        makers: Sequence[ArrayMaker | None],
     ) -> None:
-        self.shard, self.specs = shard, specs
+        self.shard = shard
         self.start, stop = writer.meta.bounds(shard)
-        self._teacher, self._log_mel, self._plan = teacher, log_mel, writer.rows
+        self._specs = {spec.path: spec for spec in specs}
+        self._makers, self._plan = makers, writer.rows
         self.arrays = {
             spec.path: np.full((stop - self.start, *spec.row_shape), np.nan, dtype=np.float32)
             for spec in specs
         }
         self.rejects: dict[int, dict[str, Any]] = {}
 
-    @torch.inference_mode()
     def add(self, batch: RenderedBatch) -> None:
         """Compute the arrays of one batch."""
         rows = slice(batch.first, batch.first + batch.rows)
         self.rejects |= {reject["row"]: reject for reject in batch.rejects}
-        for spec in self.specs:
-            if spec.kind == "embedding":
-                if self._teacher is None or batch.teacher_waves is None:
-                    raise ValueError(f"no teacher was built for {spec.path}")
-                made = self._teacher.embed(torch.from_numpy(batch.teacher_waves))["embedding"]
-            else:
-                made = self._log_mel(torch.from_numpy(batch.student_waves))
-            values = made.to(torch.float32).numpy()
-            self.arrays[spec.path][rows] = values
-            self._reject_non_finite(spec, values, batch.first)
+        for maker in self._makers:
+            wanted = {spec.path for spec in maker.specs} & self._specs.keys() if maker is not None else None
+            if maker is None or not wanted:
+                continue
+            made = maker.make(torch.from_numpy(batch.waves[maker.sample_rate_hz]), wanted)
+            for path, values in made.items():
+                self.arrays[path][rows] = values
+                self._reject_non_finite(self._specs[path], values, batch.first)
 
     def _reject_non_finite(self, spec: ArraySpec, values: np.ndarray, first: int) -> None:
         dtype = np.float32 if spec.dtype == "uint8" else np.dtype(spec.dtype)

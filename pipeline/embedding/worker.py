@@ -6,6 +6,7 @@ memory is too.
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import queue
@@ -15,16 +16,22 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 
-from pipeline.embedding.shard import EmbedWork, RenderedBatch, ShardArrays, ShardRenderer, wanted_specs
+from pipeline.embedding.array_makers import build_makers
+from pipeline.embedding.shard import (
+    EmbedWork,
+    RenderedBatch,
+    ShardArrays,
+    ShardRenderer,
+    rates_of,
+    wanted_specs,
+)
 from pipeline.errors import OssicleError
-from pipeline.frontends.log_mel import LogMel
 from pipeline.store.schema import ArraySpec
 from pipeline.store.writer import StoreWriter
-from pipeline.teachers.registry import build_teacher
 
 BATCHES_AHEAD = 2
 
@@ -52,13 +59,14 @@ def main(work: EmbedWork, pipe: Connection) -> None:
     torch.set_num_threads(1)
     try:
         with StoreWriter.open(work.store) as writer:
-            _Worker(work, writer, pipe).run()
+            ShardWorker(work, writer, pipe).run()
     except BaseException as error:
-        pipe.send(_failed(error))
+        pipe.send(failed(error))
         raise SystemExit(1) from None
 
 
-def _failed(error: BaseException) -> Message:
+def failed(error: BaseException) -> Message:
+    """Return the message that ``error`` ended the work."""
     known = error if isinstance(error, OssicleError) else None
     return Message("failed", error=known, trace="".join(traceback.format_exception(error)))
 
@@ -71,26 +79,53 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-class _Worker:
-    def __init__(self, work: EmbedWork, writer: StoreWriter, pipe: Connection) -> None:
+class Channel(Protocol):
+    """Where a worker gets its shards and tells what it does: one end of a pipe, or queues of that shape."""
+
+    def recv(self) -> int | None:
+        """Return the next shard, or None after the last."""
+
+    def send(self, message: Message) -> None:
+        """Tell what was done."""
+
+
+class ShardWorker:
+    """The three threads of one process.
+
+    Args:
+        work: what is to be done.
+        writer: the open store.
+        pipe: gives shards until None, and is told of all that is done.
+        end: called after a thread failed and said so; default the process ends, for the other threads may wait
+            on a queue for ever.
+    """
+
+    def __init__(
+        self,
+        work: EmbedWork,
+        writer: StoreWriter,
+        pipe: Channel,
+        end: Callable[[], None] | None = None,
+    ) -> None:
         self.work, self.writer, self.pipe = work, writer, pipe
-        kinds = {spec.kind for spec in writer.meta.arrays if spec.digest in work.digests}
-        self.teacher = build_teacher(work.embed.teacher, cache=work.cache) if "embedding" in kinds else None
-        rate = self.teacher.sample_rate_hz if self.teacher is not None else 0
-        self.renderer = ShardRenderer(work, writer, rate)
-        self.log_mel = LogMel(work.embed.frontend).eval()
+        self.end = end or functools.partial(os._exit, 1)
+        wanted = set(work.digests)
+        needed = {position for position, made in enumerate(work.makers) if wanted & set(made)}
+        self.makers = build_makers(work.embed, work.cache, needed)
+        self.renderer = ShardRenderer(work, writer)
         self.rendered: queue.Queue[tuple[RenderedBatch, list[ArraySpec]] | None] = queue.Queue(BATCHES_AHEAD)
         self.computed: queue.Queue[ShardArrays | None] = queue.Queue(1)
         self._sending = threading.Lock()
 
     def run(self) -> None:
+        """Embed the shards that arrive; returns when the last is committed."""
         self._send(Message("ready"))
         renderer, writer = self._thread(self._render), self._thread(self._write)
         arrays: ShardArrays | None = None
         while (item := self.rendered.get()) is not None:
             batch, specs = item
             if arrays is None:
-                arrays = ShardArrays(batch.shard, specs, self.writer, self.teacher, self.log_mel)
+                arrays = ShardArrays(batch.shard, specs, self.writer, self.makers)
             arrays.add(batch)
             self._send(Message("rows", batch.shard, batch.rows))
             if batch.last:
@@ -106,7 +141,7 @@ class _Worker:
             if not specs:
                 self._send(Message("done", shard))
                 continue
-            for batch in self.renderer.batches(shard, specs):
+            for batch in self.renderer.batches(shard, rates_of(specs, self.makers)):
                 self.rendered.put((batch, specs))
         self.rendered.put(None)
 
@@ -121,9 +156,8 @@ class _Worker:
             try:
                 target()
             except BaseException as error:
-                # The other threads may wait on a queue for ever; this process has nothing left to do.
-                self._send(_failed(error))
-                os._exit(1)
+                self._send(failed(error))
+                self.end()
 
         thread = threading.Thread(target=guarded, daemon=True)
         thread.start()

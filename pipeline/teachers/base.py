@@ -8,7 +8,24 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
+from pipeline.errors import ConfigError, near_matches
+
 EMBEDDING_ONLY = ("embedding",)
+
+
+def check_outputs(teacher: str, known: Sequence[str], asked: Sequence[str]) -> None:
+    """Refuse an output that a teacher does not have.
+
+    Raises:
+        ConfigError: with the outputs whose names are near.
+    """
+    for output in asked:
+        if output not in known:
+            raise ConfigError(
+                f"teacher {teacher!r} has no output {output!r}",
+                expected=near_matches(output, known),
+                got=output,
+            )
 
 
 @runtime_checkable

@@ -196,7 +196,6 @@ def embed_rate(recipe: object, folder: Path, workers: int, repeat: int) -> Speed
     from pipeline import recipe as recipes
     from pipeline.config import Recipe
     from pipeline.embedding import pool
-    from pipeline.teachers.registry import build_teacher
     from stages import embed, locations
     from tests.stages.embed_corpus import finish_manifest
 
@@ -222,9 +221,10 @@ def embed_rate(recipe: object, folder: Path, workers: int, repeat: int) -> Speed
         started = started or ended
         counted += message.rows
 
-    with embed.created_store(fresh, embed.array_specs(fresh, build_teacher(fresh.embed.teacher))) as writer:
+    planned, _ = embed.planned_arrays(fresh)
+    with embed.created_store(fresh, [spec for specs in planned for spec in specs]) as writer:
         digests = tuple(spec.digest for spec in writer.meta.arrays)
-        work = embed.embed_work(fresh, writer, digests)
+        work = embed.embed_work(fresh, writer, planned)
         real, pool.worker.main = pool.worker.main, embed_worker
         try:
             pool.embed_shards(work, writer.pending(digests), workers, listen)

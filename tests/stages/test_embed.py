@@ -179,7 +179,8 @@ def test_missing_weights_stop_before_any_work(tmp_path: Path) -> None:
 
 def test_ranks_own_every_shard_once(whole: tuple[Recipe, Path], tmp_path: Path) -> None:
     recipe = prepared(tmp_path)
-    with embed.created_store(recipe, embed.array_specs(recipe, TinyTeacher())) as writer:
+    specs = [spec for specs in embed.planned_arrays(recipe)[0] for spec in specs]
+    with embed.created_store(recipe, specs) as writer:
         assert isinstance(writer, StoreWriter)
         shares = [writer.pending(None, rank, 3) for rank in range(3)]
     assert sorted(shard for share in shares for shard in share) == list(

@@ -1,0 +1,194 @@
+"""Stage 1 on a Ray cluster: one task owns a shard, actors hold the teacher, lost workers are Ray's job.
+
+An actor runs the same threads as a process of the pool, so a shard has the same bytes whichever engine made it.
+The store must lie where every node sees it. ``RAY_ADDRESS`` names a running cluster; without it one is started
+on this machine for the length of the call.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from pipeline.embedding.pool import MAX_DEATHS, SHARDS_AHEAD, WORKER_ENVIRONMENT, WorkerError
+from pipeline.embedding.shard import EmbedWork
+from pipeline.embedding.worker import Message, ShardWorker, failed
+from pipeline.errors import MissingDependencyError, OssicleError
+
+LOCAL_OBJECT_STORE_BYTES = 100 << 20  # shards travel by the shared folder; Ray moves numbers alone
+
+log = logging.getLogger(__name__)
+
+
+class ShardActor:
+    """What one actor does: calls of ``embed``, at most two at a time, feed the threads of a ``ShardWorker``."""
+
+    def __init__(self, work: EmbedWork) -> None:
+        import torch
+
+        from pipeline.store.writer import StoreWriter
+
+        torch.set_num_threads(1)
+        self._shards: queue.Queue[int | None] = queue.Queue()
+        self._changed = threading.Condition()
+        self._rows: dict[int, int] = {}
+        self._done: set[int] = set()
+        self._failure: Message | None = None
+        self._worker = ShardWorker(work, StoreWriter.open(work.store), self, end=lambda: None)
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def embed(self, shard: int) -> int:
+        """Make ``shard``, commit it and return how many rows were computed.
+
+        Raises:
+            OssicleError: what a user can mend.
+            WorkerError: anything else; the trace is in it.
+        """
+        self._shards.put(shard)
+        with self._changed:
+            self._changed.wait_for(lambda: shard in self._done or self._failure is not None)
+            if self._failure is not None:
+                raise self._failure.error or WorkerError(f"an embed actor failed:\n{self._failure.trace}")
+            self._done.discard(shard)
+            return self._rows.pop(shard, 0)
+
+    def recv(self) -> int | None:
+        """Give the worker its next shard."""
+        return self._shards.get()
+
+    def send(self, message: Message) -> None:
+        """Hear from the worker."""
+        with self._changed:
+            if message.kind == "rows":
+                self._rows[message.shard] = self._rows.get(message.shard, 0) + message.rows
+            elif message.kind == "done":
+                self._done.add(message.shard)
+            elif message.kind == "failed":
+                self._failure = self._failure or message
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        try:
+            self._worker.run()
+        except BaseException as error:  # it crosses to whoever waits in ``embed``
+            self.send(failed(error))
+
+
+def embed_shards(
+    work: EmbedWork, shards: Sequence[int], workers: int, on_message: Callable[[Message], None]
+) -> None:
+    """Embed ``shards`` by actors of a Ray cluster; returns when all are committed.
+
+    Args:
+        work: what is to be done; its folders must be seen by every node.
+        shards: which are pending.
+        workers: actors; 0 = one a core of the cluster, or one a GPU where the teacher's device is one.
+        on_message: told of every finished shard.
+
+    Raises:
+        MissingDependencyError: Ray is not installed.
+        OssicleError: an actor met an error that running again cannot mend.
+        WorkerError: an actor was lost more often than Ray starts it again.
+    """
+    ray = _ray()
+    with _cluster(ray, workers, len(shards)):
+        device = work.embed.teacher.device
+        need = {"num_cpus": 1, "num_gpus": 1 if device.startswith("cuda") else 0}
+        total = ray.cluster_resources().get("GPU" if need["num_gpus"] else "CPU", 1)
+        count = max(1, min(workers or int(total), int(total), len(shards)))
+        # Two calls at a time, so that an actor renders the next shard while it computes one.
+        kind = ray.remote(ShardActor).options(
+            **need,
+            max_restarts=MAX_DEATHS,
+            max_task_retries=MAX_DEATHS,
+            max_concurrency=SHARDS_AHEAD,
+            runtime_env={"env_vars": WORKER_ENVIRONMENT},
+        )
+        actors = [kind.remote(work) for _ in range(count)]
+        try:
+            _share_out(ray, actors, deque(shards), on_message)
+        finally:
+            for actor in actors:
+                ray.kill(actor)
+
+
+def _share_out(
+    ray: Any, actors: list[Any], pending: deque[int], on_message: Callable[[Message], None]
+) -> None:
+    running: dict[Any, tuple[int, Any]] = {}
+
+    def give(actor: Any) -> None:
+        if pending:
+            shard = pending.popleft()
+            running[actor.embed.remote(shard)] = (shard, actor)
+
+    for _ in range(SHARDS_AHEAD):
+        for actor in actors:
+            give(actor)
+    on_message(Message("ready"))
+    while running:
+        finished, _ = ray.wait(list(running), num_returns=1)
+        for reference in finished:
+            shard, actor = running.pop(reference)
+            rows = _result(ray, reference, shard)
+            on_message(Message("rows", shard, rows))
+            on_message(Message("done", shard))
+            give(actor)
+
+
+def _result(ray: Any, reference: Any, shard: int) -> int:
+    try:
+        return int(ray.get(reference))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, OssicleError):
+            raise error.cause from None
+        raise WorkerError(f"an embed actor failed at shard {shard}", got=str(error)) from error
+    except ray.exceptions.RayActorError as error:
+        raise WorkerError(
+            f"an embed actor was lost {MAX_DEATHS + 1} times, last at shard {shard}",
+            got=" ".join(str(error).split())[:300],
+            run="ossicle embed --engine ray --set embed.workers=1 (finished shards are kept)",
+        ) from error
+
+
+@contextmanager
+def _cluster(ray: Any, workers: int, shards: int) -> Iterator[None]:
+    """Be connected to the cluster of ``RAY_ADDRESS``, or to one of this machine that ends with the block."""
+    if ray.is_initialized():
+        yield
+        return
+    quiet = {"log_to_driver": False, "logging_level": logging.WARNING, "configure_logging": False}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**quiet)
+    else:
+        cores = len(os.sched_getaffinity(0))
+        ray.init(
+            address="local",
+            num_cpus=max(1, min(workers or cores, shards)),
+            include_dashboard=False,
+            object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+            **quiet,
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _ray() -> Any:
+    # Nothing about a user's runs is sent anywhere unless they ask for it.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+        import ray.exceptions
+    except ImportError as error:
+        raise MissingDependencyError(
+            "--engine ray needs Ray, which is not installed", run="pip install 'ossicle[ray]'"
+        ) from error
+    return ray
