@@ -5,6 +5,7 @@ Stages are imported when called, so that ``--help`` costs no torch.
 
 from __future__ import annotations
 
+import enum
 import importlib
 import logging
 import sys
@@ -29,6 +30,7 @@ app.add_typer(store_app, name="store")
 EXTRAS = {"soundfile": "audio", "soxr": "audio", "torchaudio": "audio"}
 EXTRAS |= {"onnx": "deploy", "onnxruntime": "deploy", "onnxscript": "deploy", "onnx_ir": "deploy"}
 EXTRAS |= {"matplotlib": "report", "jinja2": "report", "zarrs": "speed", "h5py": "hdf5"}
+EXTRAS |= {"pyroomacoustics": "rooms", "ray": "ray"}
 
 RecipeArgument = Annotated[
     str, typer.Argument(help="a recipe file, or the name of a shipped one", metavar="RECIPE")
@@ -40,6 +42,13 @@ SetOption = Annotated[
 OnlyOption = Annotated[
     list[str] | None, typer.Option("--only", metavar="RUN", help="only these runs of the recipe (may repeat)")
 ]
+
+
+class Engine(enum.StrEnum):
+    """What runs the workers of stage 1."""
+
+    local = "local"
+    ray = "ray"
 
 
 def _console() -> Any:
@@ -73,9 +82,16 @@ def manifest(recipe: RecipeArgument = "demo", set_: SetOption = None) -> None:
 
 
 @app.command()
-def embed(recipe: RecipeArgument = "demo", set_: SetOption = None) -> None:
+def embed(
+    recipe: RecipeArgument = "demo",
+    set_: SetOption = None,
+    engine: Annotated[
+        Engine,
+        typer.Option(help="local: processes of this machine; ray: actors of the cluster at RAY_ADDRESS"),
+    ] = Engine.local,
+) -> None:
     """Stage 1: run the teacher once and write the store of embeddings and spectrograms."""
-    typer.echo(_call("embed", recipe, set_))
+    typer.echo(_call("embed", recipe, set_, engine=engine.value))
 
 
 @app.command()

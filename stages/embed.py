@@ -27,7 +27,6 @@ from pipeline.store.location import Place
 from pipeline.store.writer import StoreWriter
 from stages import locations
 
-
 Engine = Literal["local", "ray"]
 ENGINES = {"local": "pipeline.embedding.pool", "ray": "pipeline.embedding.ray_engine"}
 

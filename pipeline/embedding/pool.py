@@ -56,8 +56,18 @@ def worker_count(asked: int, shards: int, device: str, ranks: int = 1) -> int:
     ``ranks`` processes of one host share its cores.
     """
     cores = max(1, len(os.sched_getaffinity(0)) // ranks)
-    count = asked or (cores if device == "cpu" else min(8, cores))
+    gpus = max(1, torch.cuda.device_count()) if device == "cuda" else 1
+    count = asked or (cores if device == "cpu" else min(8 * gpus, cores))
     return max(1, min(count, shards))
+
+
+def on_gpu(embed: EmbedConfig, gpu: int) -> EmbedConfig:
+    """Return ``embed`` with every teacher that is to run on "cuda", any GPU, on "cuda:``gpu``"."""
+    first, *more = (
+        teacher.model_copy(update={"device": f"cuda:{gpu}"}) if teacher.device == "cuda" else teacher
+        for teacher in embed.all_teachers
+    )
+    return embed.model_copy(update={"teacher": first, "more_teachers": tuple(more)})
 
 
 def embed_shards(

@@ -95,10 +95,12 @@ class StoreWriter:
         meta = meta.model_copy(update={"rows": len(rows), "rows_digest": rows_digest(rows)})
         incoming = _incoming(location)
         try:
-            if location.size(STORE_FILE) is None:
-                incoming.write(REJECTS_FILE, tables.to_bytes(tables.rejects_table(rejects)))
-                incoming.write(CLIPS_FILE, tables.to_bytes(rows.assign(status=PENDING)))
-            meta = _describe(location, incoming, meta)
+            # Ranks that start together: a late one must not undo what a quick one has finished.
+            with incoming.exclusive():
+                if location.size(STORE_FILE) is None:
+                    incoming.write(REJECTS_FILE, tables.to_bytes(tables.rejects_table(rejects)))
+                    incoming.write(CLIPS_FILE, tables.to_bytes(rows.assign(status=PENDING)))
+                meta = _describe(location, incoming, meta)
             for spec in meta.arrays:
                 if location.size(f"{spec.path}/zarr.json") is None:
                     incoming.adopt(spec.path, zarr_layout.group_files(spec, meta))
@@ -269,8 +271,9 @@ class StoreWriter:
     ) -> artifact.Artifact:
         """Derive ``clips.parquet`` and ``rejects.parquet`` from the commit records and write the marker.
 
-        The bytes of both tables depend on the plan and the records alone, not on who wrote what when. Arrays
-        that are complete are listed in the marker's summary; an abandoned one stays beside them, unread.
+        The bytes of both tables depend on the plan and the records alone, not on who wrote what when; they are
+        written under the store's lock, for several ranks may find it complete. Arrays that are complete are
+        listed in the marker's summary; an abandoned one stays beside them, unread.
 
         Args:
             array_digests: arrays that must be complete; default all.
@@ -290,6 +293,20 @@ class StoreWriter:
                 run="ossicle embed",
             )
         complete = [spec for spec in self.meta.arrays if not self.pending([spec.digest])]
+        with self._incoming.exclusive():
+            return self._finished(complete, config, inputs, summary or {})
+
+    def discard(self, spec: ArraySpec, shard: int) -> None:
+        """Forget a damaged shard (marker, record and files go), so that ``ossicle embed`` makes it anew."""
+        with self._incoming.exclusive():
+            for name in (
+                artifact.MARKER, commit_name(spec, shard), *zarr_layout.shard_files(spec, shard)
+            ):  # fmt: skip
+                self.location.remove(name)
+
+    def _finished(
+        self, complete: list[ArraySpec], config: Any, inputs: dict[str, str], summary: dict[str, Any]
+    ) -> artifact.Artifact:
         earlier = tables.load(self.location, REJECTS_FILE)
         clips, rejects = derive_tables(self.location, self.meta, complete, self.rows, earlier)
         self._incoming.write(REJECTS_FILE, tables.to_bytes(rejects))
@@ -302,19 +319,9 @@ class StoreWriter:
             "shards": self.meta.shards,
             "arrays": {spec.path: self._described(spec) for spec in complete},
         }
-        marker = artifact.marker(
-            kind="store", config=config, inputs=inputs, summary={**(summary or {}), **found}
-        )
+        marker = artifact.marker(kind="store", config=config, inputs=inputs, summary={**summary, **found})
         self._incoming.write(artifact.MARKER, marker)
         return read_marker(self.location)
-
-    def discard(self, spec: ArraySpec, shard: int) -> None:
-        """Forget a damaged shard (marker, record and files go), so that ``ossicle embed`` makes it anew."""
-        with self._incoming.exclusive():
-            for name in (
-                artifact.MARKER, commit_name(spec, shard), *zarr_layout.shard_files(spec, shard)
-            ):  # fmt: skip
-                self.location.remove(name)
 
     def _positions(self, shard: int, rows: Iterable[int]) -> numpy.ndarray:
         start, stop = self.meta.bounds(shard)

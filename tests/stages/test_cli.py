@@ -14,7 +14,7 @@ from stages import cli
 OPTIONS = {
     "fetch": ["recipe", "--set"],
     "manifest": ["recipe", "--set"],
-    "embed": ["recipe", "--set"],
+    "embed": ["recipe", "--set", "--engine"],
     "distill": ["recipe", "--set", "--only"],
     "export": ["recipe", "--set", "--only"],
     "evaluate": ["recipe", "--set", "--model", "--manifest", "--label", "--group"],
