@@ -190,12 +190,12 @@ def embedded(maps: Float[Tensor, "batch channels mels frames"], embedding: nn.Mo
     return embedding(maps.float().mean(dim=(2, 3))).float()  # type: ignore[no-any-return]
 
 
-def initialise(student: nn.Module) -> None:
-    """Draw convolutions by fan-out and linear layers with deviation 0.01 (Kaiming He et al., 2015)."""
+def initialise(student: Student) -> None:
+    """Draw convolutions by fan-out (He et al., 2015) and the classifier's linear layer with deviation 0.01."""
     for module in student.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out")
-        elif isinstance(module, nn.Linear):
+        elif isinstance(module, nn.Linear) and module is not student.embedding:
             nn.init.normal_(module.weight, std=0.01)
             nn.init.zeros_(module.bias)
 

@@ -61,8 +61,8 @@ def test_parameters_grow_with_width(name: str) -> None:
     assert sizes == sorted(set(sizes))
 
 
-# Published below 50K parameters: the smallest of their family, whose larger ones are one name away.
-SMALL = ("cp_mobile_6k", "cp_mobile_12k", "cp_mobile_30k")
+# Published small, their family's larger members one name away (the baseline: 61K, below 250K at twice its width).
+SMALL = ("cp_mobile_6k", "cp_mobile_12k", "cp_mobile_30k", "dcase24_baseline")
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in SMALL])
