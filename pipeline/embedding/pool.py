@@ -56,9 +56,14 @@ def worker_count(asked: int, shards: int, device: str, ranks: int = 1) -> int:
     ``ranks`` processes of one host share its cores.
     """
     cores = max(1, len(os.sched_getaffinity(0)) // ranks)
-    gpus = max(1, torch.cuda.device_count()) if device == "cuda" else 1
+    gpus = gpu_count() if device == "cuda" else 1
     count = asked or (cores if device == "cpu" else min(8 * gpus, cores))
     return max(1, min(count, shards))
+
+
+def gpu_count() -> int:
+    """Return how many GPUs this machine has, at least 1 (which is then none)."""
+    return max(1, torch.cuda.device_count())
 
 
 def on_gpu(embed: EmbedConfig, gpu: int) -> EmbedConfig:
@@ -102,7 +107,7 @@ class _Pool:
         self.members: list[_Member] = []
         self.deaths: Counter[int] = Counter()
         self.context = multiprocessing.get_context("spawn")
-        self.gpus = torch.cuda.device_count()
+        self.gpus = gpu_count()
 
     def start(self, count: int) -> None:
         with worker_environment():
@@ -118,7 +123,7 @@ class _Pool:
     def _free_gpu(self) -> int:
         """Return the GPU with the fewest workers: round robin, and a dead worker's successor takes its place."""
         taken = Counter(member.gpu for member in self.members)
-        return min(range(max(1, self.gpus)), key=lambda gpu: taken[gpu])
+        return min(range(self.gpus), key=lambda gpu: taken[gpu])
 
     def serve(self) -> None:
         while self.members:

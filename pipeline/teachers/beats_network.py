@@ -106,7 +106,8 @@ def reduced_mask(padding: Bool[Tensor, "batch length"], count: int) -> Bool[Tens
     As the authors do: the remainder of length / count is dropped at the end and shares are equal.
     """
     length = padding.shape[1]
-    return padding[:, : length - length % count].unflatten(1, (count, -1)).all(dim=-1)
+    shares: Tensor = padding[:, : length - length % count].unflatten(1, (count, -1))
+    return shares.all(dim=-1)
 
 
 def position_buckets(distance: Int[Tensor, " n"], buckets: int, furthest: int) -> Int[Tensor, " n"]:

@@ -51,7 +51,9 @@ class PositionConvolution(nn.Module):
         if self.spectrum is not None:
             return self._by_transform(x)
         assert self.weight is not None
-        made = F.conv1d(x.transpose(1, 2), self.weight, self.bias, padding=self.taps // 2, groups=self.groups)
+        made: Tensor = F.conv1d(
+            x.transpose(1, 2), self.weight, self.bias, padding=self.taps // 2, groups=self.groups
+        )
         return made[..., : x.shape[1]].transpose(1, 2).contiguous()
 
     def _by_transform(self, x: Tensor) -> Tensor:
@@ -64,4 +66,5 @@ class PositionConvolution(nn.Module):
         split = heard.reshape(taps + 1, batch * blocks, self.groups, -1).transpose(1, 2).flatten(0, 1)
         made = torch.bmm(split, self.spectrum).unflatten(0, (taps + 1, self.groups)).transpose(1, 2)
         joined = torch.fft.irfft(made.reshape(taps + 1, batch, blocks, width), n=2 * taps, dim=0)[:taps]
-        return joined.permute(1, 2, 0, 3).flatten(1, 2)[:, :tokens].add(self.bias)
+        whole: Tensor = joined.permute(1, 2, 0, 3).flatten(1, 2)[:, :tokens]
+        return whole + self.bias
