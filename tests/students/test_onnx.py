@@ -21,6 +21,8 @@ CASES = [
     ("cnn4", 0.5, None),
     ("micronet_m0", 0.5, 20),
     ("mobilevitv2_050", 0.25, None),
+    ("cp_resnet", 1.0, None),
+    ("cp_mobile_6k", 1.0, 24),
 ]
 
 
