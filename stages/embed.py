@@ -6,6 +6,7 @@ import importlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -199,6 +200,8 @@ def _embed(
     workers, device = work.embed.workers, work.embed.teacher.device
     if engine == "local":
         workers = pool.worker_count(workers, len(shards), device, ranks.local_world)
+        if ranks.local_world > 1:
+            work = replace(work, embed=pool.on_gpu(work.embed, ranks.local_rank % pool.gpu_count()))
     kept = writer.meta.rows - total
     if kept and ranks.world == 1:
         console.print(f"embed: {kept} of {writer.meta.rows} windows are there already")

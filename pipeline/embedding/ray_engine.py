@@ -26,22 +26,15 @@ LOCAL_OBJECT_STORE_BYTES = 100 << 20  # shards travel by the shared folder; Ray 
 log = logging.getLogger(__name__)
 
 
-class ShardActor:
-    """What one actor does: calls of ``embed``, at most two at a time, feed the threads of a ``ShardWorker``."""
+class ShardCalls:
+    """The worker's end of an actor: calls go in as shards, messages come back as their results."""
 
-    def __init__(self, work: EmbedWork) -> None:
-        import torch
-
-        from pipeline.store.writer import StoreWriter
-
-        torch.set_num_threads(1)
+    def __init__(self) -> None:
         self._shards: queue.Queue[int | None] = queue.Queue()
         self._changed = threading.Condition()
         self._rows: dict[int, int] = {}
         self._done: set[int] = set()
         self._failure: Message | None = None
-        self._worker = ShardWorker(work, StoreWriter.open(work.store), self, end=lambda: None)
-        threading.Thread(target=self._run, daemon=True).start()
 
     def embed(self, shard: int) -> int:
         """Make ``shard``, commit it and return how many rows were computed.
@@ -73,11 +66,29 @@ class ShardActor:
                 self._failure = self._failure or message
             self._changed.notify_all()
 
+
+class ShardActor:
+    """What Ray starts: calls of ``embed``, two at a time, feed the threads of one ``ShardWorker``."""
+
+    def __init__(self, work: EmbedWork) -> None:
+        self.work, self.calls = work, ShardCalls()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def embed(self, shard: int) -> int:
+        """Make ``shard``, commit it and return how many rows were computed."""
+        return self.calls.embed(shard)
+
     def _run(self) -> None:
         try:
-            self._worker.run()
+            import torch
+
+            from pipeline.store.writer import StoreWriter
+
+            torch.set_num_threads(1)
+            with StoreWriter.open(self.work.store) as writer:
+                ShardWorker(self.work, writer, self.calls, end=lambda: None).run()
         except BaseException as error:  # it crosses to whoever waits in ``embed``
-            self.send(failed(error))
+            self.calls.send(failed(error))
 
 
 def embed_shards(
