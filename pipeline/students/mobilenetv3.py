@@ -57,7 +57,7 @@ ROWS = (
 )
 
 
-def make_divisible(channels: float, divisor: int = CHANNEL_DIVISOR) -> int:
+def make_divisible(channels: int | float, divisor: int = CHANNEL_DIVISOR) -> int:
     """Return the multiple of ``divisor`` nearest to ``channels``, never more than a tenth below it."""
     rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * channels else rounded

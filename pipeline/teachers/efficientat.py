@@ -60,7 +60,8 @@ class EfficientAtTeacher(NetworkTeacher):
     The whole waveform goes through in one pass, whatever its length, as in the authors' inference; one too
     short for a frame is followed by silence. ``embedding`` is the mean of the last convolution's map over mel
     and time, ``frames`` its mean over mel (one step of 32 frames of 10 ms), ``layer.0`` to ``layer.14`` the
-    inverted residuals' means.
+    inverted residuals' means. DyMN's kernels hang on a softmax of its own features, which bfloat16 moves too
+    far (cosine 0.997 with the golden weights), so that dtype ``auto`` means float32 for it.
     """
 
     code_version = "efficientat/1"
@@ -70,6 +71,8 @@ class EfficientAtTeacher(NetworkTeacher):
         self, network: EfficientAtConfig, loaded: checkpoints.Weights, config: TeacherConfig
     ) -> None:
         options.parse(options.NoOptions, network.name, config.options)
+        if network.dynamic and config.dtype == "auto":
+            config = config.model_copy(update={"dtype": "float32"})
         super().__init__(config, loaded.sha256)
         self.name, self.licence, self.citation = network.name, loaded.licence, loaded.citation
         mel = PreemphasisMelConfig()
