@@ -6,16 +6,17 @@ what ``docs/recipe.md`` and the error messages print.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from pipeline.finetune_config import FinetuneConfig as FinetuneConfig
 from pipeline.input_config import Input
 from pipeline.section import Section as Section
 from pipeline.section import canonical_json as canonical_json
 from pipeline.section import digest as digest
+from pipeline.teacher_config import TeacherConfig as TeacherConfig
 from pipeline.view_config import ViewsConfig as ViewsConfig
 
 
@@ -58,10 +59,13 @@ class ManifestConfig(Section):
         {}, description="dataset name to its share of the windows, relative; every dataset, or none"
     )
     total_windows: int | None = Field(
-        None, ge=1, description="windows kept in all, shared out by weights; default as many as the weights allow"
+        None,
+        ge=1,
+        description="windows kept in all, shared out by weights; default as many as the weights allow",
     )
     near_duplicates: Literal["off", "report", "reject"] = Field(
-        "off", description="clips that sound alike though their samples differ: named in quality.parquet, or left out"
+        "off",
+        description="clips that sound alike though their samples differ: named in quality.parquet, or left out",
     )
 
     @model_validator(mode="after")
@@ -111,47 +115,6 @@ class LogMelConfig(Section):
         if self.center:
             return 1 + samples // self.hop_length
         return max(0, 1 + (samples - self.n_fft) // self.hop_length)
-
-
-class TeacherConfig(Section):
-    """The heavy model that is run once."""
-
-    name: str = Field(
-        "aisfx", description="a name of `ossicle teachers`, or run:FOLDER for a finished run of yours"
-    )
-    weights: Path | None = Field(
-        None, description="checkpoint file, or name of a fetched checkpoint, in place of the teacher's first"
-    )
-    trust_sha256: str | None = Field(
-        None,
-        pattern=r"^[0-9a-f]{64}$",
-        description="SHA-256 of `weights` where the published file's is not known here",
-    )
-    options: dict[str, Any] = Field({}, description="the teacher's own keys, listed in docs/teachers.md")
-    outputs: tuple[str, ...] = Field(
-        ("embedding",), min_length=1, description="what is cached: embedding, logits, frames, layer.N"
-    )
-    frame_rate_hz: float | None = Field(
-        None, gt=0, description="rate that frames are averaged to; default the teacher's own"
-    )
-    logits_top_k: int | None = Field(
-        None, ge=1, description="keep this many largest logits, and the log-sum of the rest; default all"
-    )
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto = bfloat16 where the device multiplies it faster than float32, else float32"
-    )
-    device: str = Field("cpu", description="cpu, cuda or cuda:N")
-    batch_size: int = Field(32, ge=1, description="windows a forward pass")
-
-    @model_validator(mode="after")
-    def _possible(self) -> TeacherConfig:
-        known = re.compile(r"embedding|logits|frames|layer\.\d+")
-        for output in self.outputs:
-            if not known.fullmatch(output):
-                raise ValueError(f"unknown output {output!r}: one of embedding, logits, frames, layer.N")
-        if len(set(self.outputs)) < len(self.outputs):
-            raise ValueError("an output is listed twice")
-        return self
 
 
 class EmbedConfig(Section):
@@ -352,6 +315,7 @@ class Recipe(Section):
     export: ExportConfig = ExportConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     benchmark: BenchmarkConfig = BenchmarkConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
     runs: dict[str, RunConfig] = Field({}, description="named runs; none = one run called after the student")
     headline: str | None = Field(None, description="the run that README and the report put first")
     jobs: int = Field(0, ge=0, description="runs trained at the same time; 0 = one a core")
