@@ -16,6 +16,7 @@ from pipeline import recipe as recipes
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError, TrainingError, near_matches
 from pipeline.recipe import Run
+from pipeline.store.commits import read_marker
 from pipeline.training.job import Job
 from pipeline.training.pool import Outcome, limit_of, train_all
 from stages import locations
@@ -87,7 +88,7 @@ def _chosen(recipe: Recipe, only: tuple[str, ...]) -> list[Run]:
 
 def _job(run: Run) -> Job:
     store = locations.store_folder(run.recipe)
-    artifact.read(store, run=f"make embed RECIPE={run.recipe.name}")
+    read_marker(store, run=f"make embed RECIPE={run.recipe.name}")
     return Job(run, store, locations.run_folder(run), locations.run_config(run), locations.run_inputs(run))
 
 

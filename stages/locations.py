@@ -111,17 +111,18 @@ def teacher_digest(meta: schema.StoreMeta, there: Sequence[schema.ArraySpec], re
         DigestMismatchError: the store was made with other weights, options or number format.
     """
     teacher = recipe.embed.teacher
-    named = [spec for spec in there if spec.kind == "embedding" and spec.name == teacher.name]
+    asked = schema.asked_digest(teacher)
+    embeddings = [spec for spec in there if spec.kind == "embedding"]
+    made_for = [spec for spec in embeddings if spec.digest == meta.asked.get(asked)]
+    if made_for:
+        return made_for[0].digest
+    named = [spec for spec in embeddings if spec.name == teacher.name]
     if not named:
         raise MissingArtifactError(
             f"the store holds no embedding of {teacher.name}", run=f"make embed RECIPE={recipe.name}"
         )
     listed = ", ".join(f"{spec.name} {spec.digest}" for spec in named)
-    asked = schema.asked_digest(teacher)
     if asked in meta.asked:
-        made_for = [spec.digest for spec in named if spec.digest == meta.asked[asked]]
-        if made_for:
-            return made_for[0]
         got = listed
     elif not meta.asked and len(named) == 1:  # a store that says nothing of recipes: imported, or joined
         return named[0].digest

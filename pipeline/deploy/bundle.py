@@ -17,6 +17,7 @@ from pipeline.deploy.frontend_export import FrontendGraph, export_frontend
 from pipeline.deploy.metadata import ExportMetadata
 from pipeline.deploy.onnx_export import export_student
 from pipeline.deploy.parity import check_parity, check_runs, log_mel_inputs, waveform_inputs
+from pipeline.store.location import Place
 from pipeline.store.reader import StoreReader
 from pipeline.students.saved import SavedStudent, load_student, read_description
 
@@ -39,7 +40,7 @@ class Job:
 
     label: str
     run_folder: Path
-    store_folder: Path
+    store_folder: Place
     folder: Path
     settings: ExportConfig
     config: dict[str, Any]

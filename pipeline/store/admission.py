@@ -67,7 +67,7 @@ def merged(location: Location, old: StoreMeta, new: StoreMeta) -> StoreMeta:
             arrays.append(spec)
     if len(arrays) > len(old.arrays):
         location.remove(artifact.MARKER)
-    return old.model_copy(update={"arrays": tuple(arrays)})
+    return old.model_copy(update={"arrays": tuple(arrays), "asked": {**old.asked, **new.asked}})
 
 
 def _form(spec: ArraySpec) -> str:

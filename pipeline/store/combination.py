@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy
 
-from pipeline.config import digest
+from pipeline.config import TargetsConfig, digest
 from pipeline.errors import ConfigError
 from pipeline.store.schema import ArraySpec
 
@@ -19,8 +19,8 @@ class Combination:
 
     Attributes:
         teachers: each as ``choice.choose`` takes it: ``NAME``, ``NAME:OUTPUT`` or a digest.
-        how: ``concat``: rows side by side, each part times the square root of its weight, so that a squared
-            distance is the weighted sum of the parts'; ``mean``: the weighted mean of equally wide rows.
+        how: ``concat``: rows side by side, as stored (weights come after the targets' transform, which would
+            undo them); ``mean``: the weighted mean of equally wide rows.
         weights: one a teacher, any positive numbers; empty = equal.
     """
 
@@ -37,6 +37,12 @@ class Combination:
                 expected=f"{len(self.teachers)} numbers above 0",
                 got=self.weights,
             )
+
+    @classmethod
+    def of(cls, config: TargetsConfig, inputs: Mapping[str, str]) -> Combination:
+        """Return what ``config`` asks for, of the arrays that a run's ``inputs`` pin by digest."""
+        names = [f"teacher.{number}" for number in range(len(config.teachers))]
+        return cls(tuple(inputs[name] for name in names), config.fusion, config.teacher_weights)
 
     @property
     def shares(self) -> numpy.ndarray:
@@ -71,7 +77,9 @@ class Combination:
         citations = dict.fromkeys(str(part.config.get("citation", "")) for part in parts)
         return ArraySpec(
             kind="embedding",
-            digest=digest({"combination": listed, "how": self.how, "shares": shares}),
+            digest=digest(
+                {"combination": listed, "how": self.how, "shares": shares if self.how == "mean" else []}
+            ),
             name=" + ".join(dict.fromkeys(part.name for part in parts)),
             dtype="float32",
             row_shape=(sum(widths) if self.how == "concat" else widths[0],),
@@ -95,9 +103,4 @@ class Combination:
             )
             out[...] = exact
             return out
-        begin = 0
-        for share, part in zip(self.shares * len(parts), parts, strict=True):
-            end = begin + part.shape[1]
-            numpy.multiply(part, numpy.float32(numpy.sqrt(share)), out=out[:, begin:end], casting="same_kind")
-            begin = end
-        return out
+        return numpy.concatenate(parts, axis=1, out=out, casting="same_kind")

@@ -126,6 +126,14 @@ class StoreReader:
         return self.spec("embedding")
 
     @property
+    def widths(self) -> tuple[int, ...]:
+        """Widths of the parts that lie side by side in a row of the embedding; of one array, its own."""
+        spec = self.embedding
+        if self._combined is None or self._combined[0].how == "mean":
+            return spec.row_shape
+        return tuple(part.row_shape[0] for part in self._combined[1])
+
+    @property
     def shard_sizes(self) -> list[int]:
         """Rows of each shard, missing ones included."""
         return [stop - start for start, stop in map(self.meta.bounds, range(self.meta.shards))]

@@ -23,7 +23,8 @@ from typing import Any, Literal
 import pandas
 from pydantic import Field, ValidationError, model_validator
 
-from pipeline.config import LogMelConfig, Section, digest
+from pipeline.artifact import file_digest
+from pipeline.config import LogMelConfig, Section, TeacherConfig, digest
 from pipeline.errors import MissingArtifactError, StoreError
 from pipeline.store.location import Location, Place, at
 
@@ -35,6 +36,7 @@ COMMITS_FOLDER = "commits"
 REJECT_COLUMNS = ("path", "clip_id", "row", "reason", "problem")
 NO_ROW = -1
 PENDING, OK, REJECTED = "pending", "ok", "rejected"
+_DIGEST_ROWS = 10_000
 MISSING = "missing"  # to a reader alone: usable, but not in the array it has chosen
 
 Kind = Literal["spectrogram", "embedding", "logits", "frames", "layer"]
@@ -227,6 +229,9 @@ class StoreMeta(Section):
     rows: int = 0
     rows_digest: str = ""
     arrays: tuple[ArraySpec, ...] = ()
+    asked: dict[str, str] = Field(
+        {}, description="asked_digest of each recipe's teacher to the digest of what was built for it"
+    )
 
     @property
     def shards(self) -> int:
@@ -291,10 +296,34 @@ def meta_bytes(meta: StoreMeta) -> bytes:
     return (meta.model_dump_json(indent=2) + "\n").encode()
 
 
+def asked_digest(config: TeacherConfig) -> str:
+    """Return the digest of what a recipe says of its teacher: name, options, number format, weights.
+
+    Stage 2 finds the array that was made for a recipe by it, without building the teacher.
+
+    Raises:
+        MissingArtifactError: the weights file named by the recipe is not there, nor its digest.
+    """
+    weights = config.trust_sha256
+    if weights is None and config.weights is not None:
+        if not config.weights.is_file():
+            raise MissingArtifactError(
+                f"no weights file {config.weights}",
+                run="give embed.teacher.weights its path, or embed.teacher.trust_sha256 its SHA-256",
+            )
+        weights = file_digest(config.weights)
+    asked = config.model_dump(mode="json", include={"name", "options", "dtype"})
+    return digest({**asked, "weights_sha256": weights})
+
+
 def rows_digest(rows: pandas.DataFrame) -> str:
     """Return the SHA-256 of the plan's table: every column but ``status``, as CSV."""
     plan = rows.drop(columns=[column for column in ("status",) if column in rows.columns])
-    return hashlib.sha256(plan.to_csv(index=False).encode()).hexdigest()
+    found = hashlib.sha256()
+    for first in range(0, max(1, len(plan)), _DIGEST_ROWS):  # the CSV of a whole AudioSet would take gigabytes
+        part = plan.iloc[first : first + _DIGEST_ROWS]
+        found.update(part.to_csv(index=False, header=first == 0).encode())
+    return found.hexdigest()
 
 
 def keys_digest(keys: pandas.Series) -> str:

@@ -25,6 +25,8 @@ from pipeline.data.loader import ShardLoader
 from pipeline.errors import ConfigError, TrainingError
 from pipeline.processor import device_of
 from pipeline.recipe import Run
+from pipeline.store.combination import Combination
+from pipeline.store.location import Place, is_url
 from pipeline.store.reader import StoreReader
 from pipeline.students import build_student
 from pipeline.students.normalised import NormalisedStudent
@@ -56,7 +58,7 @@ class Job:
     """
 
     run: Run
-    store: Path
+    store: Place
     folder: Path
     config: dict[str, Any]
     inputs: dict[str, str]
@@ -79,7 +81,8 @@ class Job:
         """Return the job of ``to_json``."""
         found = json.loads(text)
         run = Run(found["name"], found["seed"], Recipe.model_validate(found["recipe"]))
-        return cls(run, Path(found["store"]), Path(found["folder"]), found["config"], found["inputs"])
+        store = found["store"] if is_url(found["store"]) else Path(found["store"])
+        return cls(run, store, Path(found["folder"]), found["config"], found["inputs"])
 
 
 def run_job(
@@ -102,7 +105,10 @@ def run_job(
             return artifact.read(job.folder)
         recipe = job.run.recipe
         torch.set_num_threads(recipe.train.threads)
-        reader = StoreReader(job.store, frontend=job.inputs["frontend"], teacher=job.inputs["teacher"])
+        teacher_arrays: str | Combination = job.inputs["teacher"]
+        if recipe.targets.teachers:
+            teacher_arrays = Combination.of(recipe.targets, job.inputs)
+        reader = StoreReader(job.store, frontend=job.inputs["frontend"], teacher=teacher_arrays)
         training = usable(reader, "train")
         if not training.any():
             raise TrainingError(
@@ -172,8 +178,9 @@ def _train(
     else:
         sample = held_out.embedding[:STRUCTURE_ROWS] if held_out.is_validation else held_out.embedding[:0]
         transform, fidelity = targets.fit_and_save(
-            pieces(reader, training, "embedding"), sample, recipe.targets, folder / "targets.safetensors"
-        )
+            pieces(reader, training, "embedding"), sample, recipe.targets, folder / "targets.safetensors",
+            reader.widths,
+        )  # fmt: skip
         objective = DistilObjective(student.embedding_dim, transform, recipe.loss)
         summary["targets"] = fidelity
     loader = ShardLoader(

@@ -1,21 +1,27 @@
 """What the teacher's cached embeddings become before a loss sees them.
 
-``standardise`` takes each dimension's mean and deviation out. ``whiten`` also projects on the leading
-principal components and divides each by the root of its eigenvalue, so that a few strong directions do
-not drown the rest. Statistics come from training rows only, in float64, one shard at a time.
+``standardise`` takes each dimension's mean and deviation out. ``pca`` also projects on the leading principal
+components; ``whiten`` divides each by the root of its eigenvalue, so that a few strong directions do not
+drown the rest. Statistics come from training rows only, in float64, one shard at a time.
+
+Several teachers side by side are transformed each by itself, so that a wide or a loud one does not drown the
+others; then each part is multiplied by the root of its weight (their mean is 1), which makes a squared
+distance the weighted sum of the parts'.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors
 import safetensors.torch
+import scipy.linalg
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -27,6 +33,7 @@ from pipeline.training.neighbours import neighbour_overlap
 
 log = logging.getLogger(__name__)
 
+PROJECTIONS = ("pca", "whiten")
 # A direction with less than this share of the strongest one's variance is rounding error, not signal.
 RANK_TOLERANCE = 1e-10
 
@@ -62,9 +69,9 @@ class TargetTransform(nn.Module):
     """``((x - mean) / scale) @ matrix``; the identity for ``none``, no matrix for ``standardise``.
 
     Args:
-        kind: ``none``, ``standardise`` or ``whiten``.
+        kind: ``none``, ``standardise``, ``pca`` or ``whiten``.
         mean: ``(dim,)``; scale: ``(dim,)``; matrix: ``(dim, components)``, identity-sized where unused.
-        components: ``(dim, components)`` principal directions, kept to map back; empty unless ``whiten``.
+        back: ``(components, dim)``, from targets back to standardised embeddings; empty unless projected.
     """
 
     mean: Tensor
@@ -86,14 +93,14 @@ class TargetTransform(nn.Module):
     @property
     def output_dim(self) -> int:
         """Width of the target."""
-        return self.matrix.shape[1] if self.kind == "whiten" else self.input_dim
+        return self.matrix.shape[1] if self.kind in PROJECTIONS else self.input_dim
 
     def forward(self, embedding: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch target"]:
         """Return the float32 targets of teacher embeddings."""
         if self.kind == "none":
             return embedding.float()
         standard = (embedding.float() - self.mean) / self.scale
-        return standard @ self.matrix if self.kind == "whiten" else standard
+        return standard @ self.matrix if self.kind in PROJECTIONS else standard
 
     def standardised(self, embedding: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
         """Return the standardised embeddings, whatever the kind (``none`` leaves them)."""
@@ -101,7 +108,7 @@ class TargetTransform(nn.Module):
 
     def reconstructed(self, target: Float[Tensor, "batch target"]) -> Float[Tensor, "batch dim"]:
         """Return the standardised embeddings that ``target`` still determines."""
-        return target @ self.back if self.kind == "whiten" else target
+        return target @ self.back if self.kind in PROJECTIONS else target
 
     def save(self, path: Path, fidelity: dict[str, float]) -> None:
         """Write ``targets.safetensors``; kind and fidelity go into its header."""
@@ -128,16 +135,19 @@ def load(path: Path) -> TargetTransform:
         return TargetTransform(kind, *(file.get_tensor(n) for n in ("mean", "scale", "matrix", "back")))
 
 
-def fit(pieces: Iterable[np.ndarray], config: TargetsConfig) -> tuple[TargetTransform, dict[str, float]]:
+def fit(
+    pieces: Iterable[np.ndarray], config: TargetsConfig, widths: Sequence[int] = ()
+) -> tuple[TargetTransform, dict[str, float]]:
     """Return the transform of ``config`` fitted on training rows, and how much of their variance it keeps.
 
     Args:
         pieces: arrays ``(rows, dim)`` of finite embeddings, one a shard.
-        config: kind, components and the floor added to each deviation.
+        config: kind, components, the teachers' weights and the floor added to each deviation.
+        widths: of the teachers that lie side by side in a row; default one.
 
     Raises:
         TrainingError: no rows at all.
-        ConfigError: more components asked for than the rows span.
+        ConfigError: more components asked for than the rows of a lone teacher span.
     """
     moments: Moments | None = None
     for piece in pieces:
@@ -146,38 +156,83 @@ def fit(pieces: Iterable[np.ndarray], config: TargetsConfig) -> tuple[TargetTran
     if moments is None or not moments.rows:
         raise TrainingError("no training rows to fit the targets on", run="ossicle store inspect RECIPE")
     dimension = len(moments.mean)
+    widths = tuple(widths) or (dimension,)
+    shares = _shares(config, len(widths))
     summary: dict[str, float] = {"rows": moments.rows, "teacher_dim": dimension, "target_dim": dimension}
     covariance = moments.covariance
     deviation = np.sqrt(np.clip(np.diag(covariance), 0, None))
     scale = deviation + config.std_floor
     scale[scale == 0] = 1.0  # a constant dimension is 0 after its mean is taken out, whatever divides it
     mean, eye = torch.from_numpy(moments.mean), torch.eye(0)
+    weighted = torch.from_numpy(np.repeat(1 / np.sqrt(shares), widths))
     if config.transform == "none":
-        return TargetTransform("none", torch.zeros(dimension), torch.ones(dimension), eye, eye), summary
+        # Weights alone are a scale about zero.
+        kind = "none" if len(set(shares)) == 1 else "standardise"
+        return TargetTransform(kind, torch.zeros(dimension), weighted, eye, eye), summary
     if config.transform == "standardise":
-        return TargetTransform("standardise", mean, torch.from_numpy(scale), eye, eye), summary
-    values, vectors = np.linalg.eigh(covariance / np.outer(scale, scale))
-    values, vectors = np.clip(values[::-1], 0, None), vectors[:, ::-1]
-    rank = int(np.sum(values > RANK_TOLERANCE * max(values[0], np.finfo(np.float64).tiny)))
-    kept = rank if config.components is None else config.components
-    if kept > rank or rank == 0:
-        raise ConfigError(
-            f"targets.components = {kept}, but the {moments.rows} training rows span {rank} directions",
-            expected=f"at most {rank}", got=kept, run=f"--set targets.components={max(rank, 1)}",
-        )  # fmt: skip
-    values_kept, vectors_kept = values[:kept], vectors[:, :kept]
-    # An eigenvector's sign is arbitrary; fixing it makes the file a function of the rows alone.
-    vectors_kept = vectors_kept * np.sign(vectors_kept[np.abs(vectors_kept).argmax(axis=0), np.arange(kept)])
-    roots = np.sqrt(values_kept)
+        scaled = torch.from_numpy(scale) * weighted
+        return TargetTransform("standardise", mean, scaled, eye, eye), summary
+    parts = []
+    begin = 0
+    for width, share in zip(widths, shares, strict=True):
+        part = slice(begin, begin + width)
+        correlation = covariance[part, part] / np.outer(scale[part], scale[part])
+        parts.append(_Projection.fit(correlation, config, moments.rows, lone=len(widths) == 1, share=share))
+        begin += width
+    matrix = scipy.linalg.block_diag(*(one.matrix for one in parts))
+    back = scipy.linalg.block_diag(*(one.back for one in parts))
     summary |= {
-        "target_dim": kept,
-        "variance_kept": float(values_kept.sum() / values.sum()),
-        "largest_eigenvalue": float(values_kept[0]),
-        "smallest_eigenvalue": float(values_kept[-1]),
+        "target_dim": matrix.shape[1],
+        "variance_kept": sum(one.kept for one in parts) / sum(one.total for one in parts),
+        "largest_eigenvalue": max(float(one.eigenvalues[0]) for one in parts),
+        "smallest_eigenvalue": min(float(one.eigenvalues[-1]) for one in parts),
     }
-    matrix = torch.from_numpy(vectors_kept / roots)
-    back = torch.from_numpy((vectors_kept * roots).T.copy())
-    return TargetTransform("whiten", mean, torch.from_numpy(scale), matrix, back), summary
+    return TargetTransform(
+        config.transform, mean, torch.from_numpy(scale), torch.from_numpy(matrix), torch.from_numpy(back)
+    ), summary
+
+
+def _shares(config: TargetsConfig, parts: int) -> np.ndarray:
+    """Return each part's weight; their mean is 1. A mean over teachers has used the weights already."""
+    if parts == 1:
+        return np.ones(1)
+    weights = np.array(config.teacher_weights or [1.0] * parts)
+    return np.asarray(weights / weights.mean())
+
+
+@dataclass(frozen=True)
+class _Projection:
+    """Principal directions of one teacher: to targets, back from them, and what they keep."""
+
+    matrix: np.ndarray
+    back: np.ndarray
+    eigenvalues: np.ndarray
+    total: float
+
+    @property
+    def kept(self) -> float:
+        return float(self.eigenvalues.sum())
+
+    @classmethod
+    def fit(
+        cls, correlation: np.ndarray, config: TargetsConfig, rows: int, *, lone: bool, share: float
+    ) -> _Projection:
+        values, vectors = np.linalg.eigh(correlation)
+        values, vectors = np.clip(values[::-1], 0, None), vectors[:, ::-1]
+        rank = int(np.sum(values > RANK_TOLERANCE * max(values[0], np.finfo(np.float64).tiny)))
+        # Of several teachers a narrow one gives all it spans; a lone one is asked for what it does not have.
+        wanted = rank if config.components is None else config.components
+        kept = wanted if lone else min(wanted, rank)
+        if kept > rank or rank == 0:
+            raise ConfigError(
+                f"targets.components = {kept}, but the {rows} training rows span {rank} directions",
+                expected=f"at most {rank}", got=kept, run=f"--set targets.components={max(rank, 1)}",
+            )  # fmt: skip
+        values_kept, directions = values[:kept], vectors[:, :kept]
+        # An eigenvector's sign is arbitrary; fixing it makes the file a function of the rows alone.
+        directions = directions * np.sign(directions[np.abs(directions).argmax(axis=0), np.arange(kept)])
+        roots = (np.sqrt(values_kept) if config.transform == "whiten" else np.ones(kept)) / np.sqrt(share)
+        return cls(directions / roots, (directions * roots).T.copy(), values_kept, float(values.sum()))
 
 
 @torch.no_grad()
@@ -202,10 +257,14 @@ def fidelity(transform: TargetTransform, held_out: Float[Tensor, "rows dim"]) ->
 
 
 def fit_and_save(
-    pieces: Iterable[np.ndarray], held_out: Tensor, config: TargetsConfig, path: Path
+    pieces: Iterable[np.ndarray],
+    held_out: Tensor,
+    config: TargetsConfig,
+    path: Path,
+    widths: Sequence[int] = (),
 ) -> tuple[TargetTransform, dict[str, Any]]:
     """Fit on ``pieces``, measure on ``held_out``, save, log the figures and return both."""
-    transform, summary = fit(pieces, config)
+    transform, summary = fit(pieces, config, widths)
     summary |= fidelity(transform, held_out)
     transform.save(path, summary)
     log.info("targets %s: %s", config.transform, ", ".join(f"{k} {v:.4g}" for k, v in summary.items()))
