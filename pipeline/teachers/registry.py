@@ -2,13 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.config import TeacherConfig
 from pipeline.registry import Registry
+from pipeline.teachers import entry_points
 from pipeline.teachers.base import Teacher
 
-teachers: Registry[Teacher] = Registry(
+RUN_PREFIX = "run:"
+
+
+class Teachers(Registry[Teacher]):
+    """The registry, with finished runs (``run:FOLDER``) and other distributions' entry points beside our own.
+
+    A name of ours is never taken by an entry point.
+    """
+
+    def names(self) -> list[str]:
+        """Return every known name, sorted; runs are not listed."""
+        return sorted({*super().names(), *entry_points.found()})
+
+    def get(self, name: str) -> Callable[..., Teacher]:
+        """Return the builder called ``name``; an unknown name lists near matches."""
+        if name.startswith(RUN_PREFIX):
+            from pipeline.teachers.run_teacher import build_run
+
+            return build_run
+        if name not in super().names() and name in (found := entry_points.found()):
+            return entry_points.builder(found[name])
+        return super().get(name)
+
+
+teachers = Teachers(
     "teacher",
     {
         "aisfx": "pipeline.teachers.aisfx:build_aisfx",
@@ -47,10 +73,12 @@ teachers: Registry[Teacher] = Registry(
         "matpac_plus_as_encoder": "pipeline.teachers.matpac:build_matpac",
         "matpac_plus_music": "pipeline.teachers.matpac:build_matpac",
         "mule": "pipeline.teachers.mule:build_mule",
+        "onnx": "pipeline.teachers.onnx_graph:build_onnx",
         "panns_cnn14": "pipeline.teachers.panns:build_cnn14",
         "panns_cnn14_16k": "pipeline.teachers.panns:build_cnn14_16k",
         "passt_s": "pipeline.teachers.passt:build_passt",
         "resemblyzer": "pipeline.teachers.resemblyzer:build_resemblyzer",
+        "tflite": "pipeline.teachers.tflite_graph:build_tflite",
         "tiny": "pipeline.teachers.synthetic:build_tiny",
         "wav2vec2": "pipeline.teachers.wav2vec2:build_wav2vec2",
         "wav2vec2_emotion": "pipeline.teachers.wav2vec2:build_wav2vec2_emotion",
