@@ -38,7 +38,9 @@ class FinetuneConfig(Section):
     warmup_steps: int = Field(100, ge=0)
     weight_decay: float = Field(1e-3, ge=0)
     clip_norm: float | None = Field(5.0, gt=0, description="gradient norm; null = no clipping")
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="share of each target spread over all classes"
+    )
     dir_probability: float = Field(
         0.0, ge=0, le=1, description="share of clips convolved with a device impulse response (DIR)"
     )
