@@ -26,3 +26,12 @@ class Student(nn.Module):
 def round_channels(channels: float, divisor: int) -> int:
     """Return the multiple of ``divisor`` nearest to ``channels`` (halves upwards, at least ``divisor``)."""
     return max(divisor, int(channels / divisor + 0.5) * divisor)
+
+
+def make_divisible(channels: int | float, divisor: int = 8) -> int:
+    """Return the multiple of ``divisor`` nearest to ``channels``, never more than a tenth below it.
+
+    The rule of the MobileNets (Sandler et al., CVPR 2018).
+    """
+    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * channels else rounded

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pipeline.config import StudentConfig
-from pipeline.students.base import Student, round_channels
+from pipeline.students.base import Student, make_divisible, round_channels
 
 CHANNEL_DIVISOR = 8
 SCALED_DIVISOR = 2
@@ -44,12 +44,6 @@ CP_MOBILE_6K = CpMobileConfig((8, 16, 32), 2.0)
 CP_MOBILE_12K = CpMobileConfig((16, 24, 40), 1.8)
 CP_MOBILE_30K = CpMobileConfig((24, 40, 56), 2.0)
 CP_MOBILE_128K = CpMobileConfig((32, 72, 168), 3.0)
-
-
-def make_divisible(channels: float, divisor: int = CHANNEL_DIVISOR) -> int:
-    """Return the multiple of ``divisor`` nearest to ``channels``, never more than a tenth below it."""
-    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
-    return rounded + divisor if rounded < 0.9 * channels else rounded
 
 
 class GlobalResponseNorm(nn.Module):

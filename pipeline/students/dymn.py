@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.config import StudentConfig
-from pipeline.students.base import Student
+from pipeline.students.base import Student, make_divisible
 from pipeline.students.mobilenetv3 import (
     ROWS,
     STEM_CHANNELS,
@@ -21,7 +21,6 @@ from pipeline.students.mobilenetv3 import (
     batch_norm,
     conv_norm,
     initialise,
-    make_divisible,
     pooled_classifier,
 )
 

@@ -14,9 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pipeline.config import StudentConfig
-from pipeline.students.base import Student
+from pipeline.students.base import Student, make_divisible
 
-CHANNEL_DIVISOR = 8
 STEM_CHANNELS = 16
 CLASSIFIER_CHANNELS = 1280
 SQUEEZE = 4
@@ -55,12 +54,6 @@ ROWS = (
     Row(5, 960, 160, True, True, 1),
     Row(5, 960, 160, True, True, 1),
 )
-
-
-def make_divisible(channels: int | float, divisor: int = CHANNEL_DIVISOR) -> int:
-    """Return the multiple of ``divisor`` nearest to ``channels``, never more than a tenth below it."""
-    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
-    return rounded + divisor if rounded < 0.9 * channels else rounded
 
 
 def batch_norm(channels: int) -> nn.BatchNorm2d:
