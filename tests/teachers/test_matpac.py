@@ -191,3 +191,15 @@ def test_options_and_digest(tmp_path: Path) -> None:
                ({}, {"inference": "fast"}, {"concat_freq": False}, {"long_clips": "chunks"})}  # fmt: skip
     assert len(digests) == 4
     assert teacher_of(network, concat_freq=True).digest() == teacher_of(network).digest()
+
+
+def test_bfloat16_leaves_the_frontend_exact() -> None:
+    clips, network = noise(4, 3 * RATE), small_network()
+    constants = {name: value.clone() for name, value in network.log_mel.state_dict().items()}
+    want = teacher_of(network).embed(clips)["embedding"]
+    config = TeacherConfig(name="matpac", dtype="bfloat16")
+    teacher = MatpacTeacher(config, network, MatpacOptions(), "0" * 64, licence="-", citation="-")
+    for name, value in teacher.network.log_mel.state_dict().items():
+        assert torch.equal(value, constants[name])
+    assert network.student_encoder.norm.weight.dtype == torch.bfloat16
+    assert torch.cosine_similarity(teacher.embed(clips)["embedding"], want).min() > 0.999

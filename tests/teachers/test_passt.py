@@ -197,3 +197,11 @@ def test_options_that_change_numbers_change_the_digest(network: Passt) -> None:
     digests = {teacher_of(network, **options).digest() for options in ({}, {"embedding": "logits_features"},
                {"frames": "timestamps"}, {"hop_seconds": 5.0})}  # fmt: skip
     assert len(digests) == 4
+
+
+def test_bfloat16_keeps_the_direction(network: Passt) -> None:
+    clips = noise(4, RATE)
+    want = teacher_of(network).embed(clips)["embedding"]
+    config = TeacherConfig(name="passt_s", dtype="bfloat16")
+    teacher = PasstTeacher(config, small_network(), PasstOptions(), "0" * 64, licence="-", citation="-")
+    assert torch.cosine_similarity(teacher.embed(clips)["embedding"], want).min() > 0.999
