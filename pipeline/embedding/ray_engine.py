@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from pipeline.embedding.pool import MAX_DEATHS, SHARDS_AHEAD, WORKER_ENVIRONMENT, WorkerError
@@ -68,10 +70,15 @@ class ShardCalls:
 
 
 class ShardActor:
-    """What Ray starts: calls of ``embed``, two at a time, feed the threads of one ``ShardWorker``."""
+    """What Ray starts: calls of ``embed``, two at a time, feed the threads of one ``ShardWorker``.
 
-    def __init__(self, work: EmbedWork) -> None:
-        self.work, self.calls = work, ShardCalls()
+    Args:
+        work: what is to be done.
+        folder: where the command was called, so that a recipe's relative paths mean the same on every node.
+    """
+
+    def __init__(self, work: EmbedWork, folder: str) -> None:
+        self.work, self.folder, self.calls = work, folder, ShardCalls()
         threading.Thread(target=self._run, daemon=True).start()
 
     def embed(self, shard: int) -> int:
@@ -85,10 +92,23 @@ class ShardActor:
             from pipeline.store.writer import StoreWriter
 
             torch.set_num_threads(1)
+            _enter(self.folder)
             with StoreWriter.open(self.work.store) as writer:
                 ShardWorker(self.work, writer, self.calls, end=lambda: None).run()
         except BaseException as error:  # it crosses to whoever waits in ``embed``
             self.calls.send(failed(error))
+
+
+def _enter(folder: str) -> None:
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        raise WorkerError(
+            f"the node {platform.node()} does not see {folder}",
+            expected="a folder that every node of the cluster mounts at the same path",
+            got=str(error),
+            run="ossicle embed --engine ray from a shared folder",
+        ) from error
 
 
 def embed_shards(
@@ -121,7 +141,7 @@ def embed_shards(
             max_concurrency=SHARDS_AHEAD,
             runtime_env={"env_vars": WORKER_ENVIRONMENT},
         )
-        actors = [kind.remote(work) for _ in range(count)]
+        actors = [kind.remote(work, str(Path.cwd())) for _ in range(count)]
         try:
             _share_out(ray, actors, deque(shards), on_message)
         finally:
@@ -175,8 +195,15 @@ def _cluster(ray: Any, workers: int, shards: int) -> Iterator[None]:
         yield
         return
     quiet = {"log_to_driver": False, "logging_level": logging.WARNING, "configure_logging": False}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(**quiet)
+    if address := os.environ.get("RAY_ADDRESS"):
+        try:
+            ray.init(**quiet)
+        except (ConnectionError, ray.exceptions.RayError) as error:
+            raise WorkerError(
+                f"no Ray cluster can be reached at RAY_ADDRESS={address}",
+                got=" ".join(str(error).split())[:300],
+                run="ray status; where the cluster asks for a token, export RAY_AUTH_MODE=token first",
+            ) from error
     else:
         cores = len(os.sched_getaffinity(0))
         ray.init(
