@@ -64,14 +64,27 @@ def load(reference: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
     table.setdefault("name", path.stem)
+    recipe = _validate(_overridden(table, overrides), str(path))
+    expand(recipe)
+    return recipe
+
+
+def overridden(overrides: Iterable[str]) -> Recipe:
+    """Return the recipe of defaults with ``overrides`` applied, for commands that need no recipe of their own.
+
+    Raises:
+        ConfigError: an unknown key (near matches named) or an impossible value.
+    """
+    return _validate(_overridden({}, overrides), "--set")
+
+
+def _overridden(table: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key.strip():
             raise ConfigError("--set wants key=value", got=override, run="--set student.name=micronet_m0")
         _assign(table, key.strip(), _parse(text.strip()))
-    recipe = _validate(table, str(path))
-    expand(recipe)
-    return recipe
+    return table
 
 
 def change(recipe: Recipe, changes: dict[str, Any], where: str = "set") -> Recipe:

@@ -25,12 +25,17 @@ app = typer.Typer(
 )
 store_app = typer.Typer(help="Look into a store, check it, re-run its teacher.", no_args_is_help=True)
 app.add_typer(store_app, name="store")
+teachers_app = typer.Typer(
+    help="List the teachers: what each hears and gives, its licence, where its weights are.",
+    invoke_without_command=True,
+)
+app.add_typer(teachers_app, name="teachers")
 
 # Which extra of the distribution brings a library that the core does without.
 EXTRAS = {"soundfile": "audio", "soxr": "audio", "torchaudio": "audio"}
 EXTRAS |= {"onnx": "deploy", "onnxruntime": "deploy", "onnxscript": "deploy", "onnx_ir": "deploy"}
 EXTRAS |= {"matplotlib": "report", "jinja2": "report", "zarrs": "speed", "h5py": "hdf5"}
-EXTRAS |= {"pyroomacoustics": "rooms", "ray": "ray"}
+EXTRAS |= {"pyroomacoustics": "rooms", "ray": "ray", "ai_edge_litert": "tflite", "transformers": "wav2vec2"}
 
 RecipeArgument = Annotated[
     str, typer.Argument(help="a recipe file, or the name of a shipped one", metavar="RECIPE")
@@ -70,8 +75,30 @@ def _call(stage: str, recipe: str, overrides: list[str] | None, **options: Any) 
 
 
 @app.command()
-def fetch(recipe: RecipeArgument = "demo", set_: SetOption = None) -> None:
-    """Fetch the recipe's audio packages and the teacher's weights."""
+def fetch(
+    recipe: Annotated[
+        str, typer.Argument(help="a recipe, or the word teacher", metavar="RECIPE|teacher")
+    ] = "demo",
+    name: Annotated[
+        str | None, typer.Argument(help="after the word teacher: which one's weights", metavar="NAME")
+    ] = None,
+    from_: Annotated[
+        str | None,
+        typer.Option("--from", metavar="FILE_OR_URL", help="the weights, where no registry serves them"),
+    ] = None,
+    trust_sha256: Annotated[
+        str | None,
+        typer.Option(metavar="HEX", help="accept a file of this SHA-256 though it is not a known one"),
+    ] = None,
+    set_: SetOption = None,
+) -> None:
+    """Fetch the recipe's audio packages and the teacher's weights; or one teacher's: fetch teacher NAME."""
+    if recipe == "teacher":
+        module = importlib.import_module("stages.teachers")
+        typer.echo(module.fetch(name, from_, trust_sha256, set_ or [], console=_console()))
+        return
+    if name is not None or from_ is not None or trust_sha256 is not None:
+        raise typer.BadParameter("NAME, --from and --trust-sha256 are of: ossicle fetch teacher NAME")
     _call("fetch", recipe, set_)
 
 
@@ -81,119 +108,47 @@ def manifest(recipe: RecipeArgument = "demo", set_: SetOption = None) -> None:
     typer.echo(_call("manifest", recipe, set_))
 
 
-@app.command()
-def embed(
-    recipe: RecipeArgument = "demo",
-    set_: SetOption = None,
-    engine: Annotated[
-        Engine,
-        typer.Option(help="local: processes of this machine; ray: actors of the cluster at RAY_ADDRESS"),
-    ] = Engine.local,
-) -> None:
-    """Stage 1: run the teacher once and write the store of embeddings and spectrograms."""
-    typer.echo(_call("embed", recipe, set_, engine=engine.value))
-
-
-@app.command()
-def distill(recipe: RecipeArgument = "demo", set_: SetOption = None, only: OnlyOption = None) -> None:
-    """Stage 2: train the recipe's runs from the store alone."""
-    typer.echo(_call("distill", recipe, set_, only=tuple(only or ())))
-
-
-@app.command()
-def export(recipe: RecipeArgument = "demo", set_: SetOption = None, only: OnlyOption = None) -> None:
-    """Write ONNX and int8 files of the trained students, checked against torch."""
-    typer.echo(_call("export", recipe, set_, only=tuple(only or ())))
-
-
-@app.command()
-def evaluate(
-    recipe: RecipeArgument = "demo",
-    set_: SetOption = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help="a run folder, an ONNX file, or teacher:NAME, instead of the recipe's runs"),
-    ] = None,
-    manifest_: Annotated[
-        Path | None,
-        typer.Option("--manifest", help="CSV or Parquet of your own clips, instead of the recipe's tasks"),
-    ] = None,
-    label: Annotated[str, typer.Option(help="its label column")] = "label",
-    group: Annotated[str | None, typer.Option(help="its column of groups that folds must not split")] = None,
-) -> None:
-    """Score frozen embeddings with k-NN and linear probes, teacher and floors beside them."""
-    typer.echo(_call("evaluate", recipe, set_, model=model, manifest=manifest_, label=label, group=group))
-
-
-@app.command()
-def benchmark(
-    recipe: RecipeArgument = "demo",
-    set_: SetOption = None,
-    host: Annotated[str | None, typer.Option(help="user@board to time on, by ssh")] = None,
-) -> None:
-    """Count parameters, MACs and executed ARM instructions; time on x86, or on a board."""
-    typer.echo(_call("benchmark", recipe, set_, host=host))
-
-
-@app.command()
-def report(recipe: RecipeArgument = "demo", set_: SetOption = None) -> None:
-    """Write one self-contained HTML page of everything measured."""
-    typer.echo(_call("report", recipe, set_))
-
-
-@app.command()
-def demo(recipe: RecipeArgument = "demo", set_: SetOption = None) -> None:
-    """Every stage in order; finished artifacts are reused."""
-    for stage in ("fetch", "manifest", "embed", "distill", "export", "evaluate", "benchmark", "report"):
-        folder = _call(stage, recipe, set_)
-    typer.echo(folder / "report.html")
-
-
-@app.command()
-def doctor() -> None:
-    """Say what this machine has and what each stage would do about it."""
-    importlib.import_module("stages.doctor").run(console=_console())
-
-
-@app.command(name="recipe")
-def show_recipe(
-    recipe: RecipeArgument = "demo",
-    set_: SetOption = None,
-    keys: Annotated[
-        bool, typer.Option("--keys", help="list every key, its default and meaning instead")
+@teachers_app.callback()
+def list_teachers(
+    context: typer.Context,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="print the tables of docs/teachers.md instead")
     ] = False,
 ) -> None:
-    """Print a recipe as the stages see it, defaults filled in."""
-    module = importlib.import_module("stages.recipe_reference")
-    typer.echo(module.keys() if keys else module.resolved(recipe, set_ or ()))
+    """List the teachers: what each hears and gives, its licence, where its weights are."""
+    if context.invoked_subcommand is None:
+        from rich.console import Console
+
+        module = importlib.import_module("stages.teachers")
+        # A listing is output, not progress: it goes where a pipe reads it.
+        width = None if sys.stdout.isatty() else 200
+        typer.echo(module.run(console=Console(highlight=False, width=width), markdown=markdown), nl=markdown)
 
 
-@store_app.command()
-def inspect(recipe: RecipeArgument = "demo", set_: SetOption = None) -> None:
-    """Print what a store holds: rows, arrays, digests, rejects."""
-    _store("inspect", recipe, set_)
-
-
-@store_app.command()
-def verify(
-    recipe: RecipeArgument = "demo",
-    set_: SetOption = None,
-    repair: Annotated[
-        bool, typer.Option("--repair", help="discard damaged shards; ossicle embed makes them anew")
-    ] = False,
+@teachers_app.command(name="show")
+def show_teacher(
+    name: Annotated[str, typer.Argument(help="a teacher of the list", metavar="NAME")],
 ) -> None:
-    """Check every checksum, digest and row; exit 1 if anything is wrong."""
-    _store("verify", recipe, set_, repair=repair)
+    """Print a teacher's files, who publishes them, licence, citation and own options."""
+    from rich.console import Console
+
+    importlib.import_module("stages.teachers").show(name, console=Console(highlight=False))
 
 
-@store_app.command()
-def audit(
-    recipe: RecipeArgument = "demo",
+@teachers_app.command(name="check")
+def check_teacher(
+    name: Annotated[
+        str,
+        typer.Argument(help="a teacher, run:FOLDER, or a recipe file that declares one", metavar="NAME"),
+    ],
     set_: SetOption = None,
-    sample: Annotated[int, typer.Option(help="rows to embed again")] = 32,
 ) -> None:
-    """Re-run the teacher on a sample of rows and report the agreement."""
-    _store("audit", recipe, set_, sample=sample)
+    """Feed dummy clips to a teacher; say which part of the contract it breaks, exit 1 if any."""
+    from rich.console import Console
+
+    module = importlib.import_module("stages.teachers")
+    if not module.check(name, set_, console=Console(highlight=False)):
+        raise typer.Exit(1)
 
 
 def _store(action: str, reference: str, overrides: list[str] | None, **options: Any) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.config import TeacherConfig, digest
-from pipeline.errors import ConfigError, WeightsError
+from pipeline.errors import ConfigError, WeightsError, near_matches
 from pipeline.teachers.base import EMBEDDING_ONLY
 
 CODE_VERSION = "tiny/1"
@@ -64,7 +64,17 @@ class TinyTeacher:
 
         ``embedding`` (batch, 24); ``frames`` (batch, 8, 16), the log-spectra; ``layer.0`` (batch, 16), their
         mean; ``logits`` (batch, 5), the embedding's first five dimensions.
+
+        Raises:
+            ConfigError: an output that it does not have.
         """
+        for name in outputs:
+            if name not in self.outputs:
+                raise ConfigError(
+                    f"teacher 'tiny' has no output {name!r}",
+                    expected=near_matches(name, self.outputs),
+                    got=name,
+                )
         if len(waveforms) == 0:  # the FFT refuses an empty batch
             one = self.embed(waveforms.new_zeros(1, FRAME_SAMPLES), outputs)
             return {name: value[:0] for name, value in one.items()}

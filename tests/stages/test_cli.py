@@ -12,7 +12,7 @@ import typer
 from stages import cli
 
 OPTIONS = {
-    "fetch": ["recipe", "--set"],
+    "fetch": ["recipe", "name", "--from", "--trust-sha256", "--set"],
     "manifest": ["recipe", "--set"],
     "embed": ["recipe", "--set", "--engine"],
     "distill": ["recipe", "--set", "--only"],
@@ -23,6 +23,8 @@ OPTIONS = {
     "demo": ["recipe", "--set"],
     "doctor": [],
     "recipe": ["recipe", "--set", "--keys"],
+    "teachers show": ["name"],
+    "teachers check": ["name", "--set"],
     "store inspect": ["recipe", "--set"],
     "store verify": ["recipe", "--set", "--repair"],
     "store audit": ["recipe", "--set", "--sample"],
