@@ -20,7 +20,7 @@ LOG_FLOOR = torch.finfo(torch.float32).eps
 # Frames a pass: on the CPU few enough for the second-level cache, elsewhere enough to fill the device.
 _CPU_FRAMES = 512
 _DEVICE_FRAMES = 1 << 16
-_MEL_GROUPS = 4
+_MEL_GROUPS = 8
 
 Window = Literal["povey", "hanning", "hamming", "blackman", "rectangular"]
 
@@ -136,7 +136,6 @@ class KaldiFbank(nn.Module):
     """
 
     window: Tensor
-    weights: Tensor
 
     def __init__(self, config: FbankConfig | None = None) -> None:
         super().__init__()
@@ -144,8 +143,9 @@ class KaldiFbank(nn.Module):
         self.register_buffer("window", analysis_window(config), persistent=False)
         # Rows doubled, for the squares of real and imaginary parts lie side by side and are added by the product.
         weights = mel_weights(config).repeat_interleave(2 if config.use_power else 1, dim=0)
-        self.register_buffer("weights", weights, persistent=False)
         self._groups = _groups(weights)
+        for number, (bands, bins) in enumerate(self._groups):
+            self.register_buffer(f"weights{number}", weights[bins, bands].contiguous(), persistent=False)
 
     @torch.no_grad()
     def forward(self, waveforms: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch frames mels"]:
@@ -170,10 +170,10 @@ class KaldiFbank(nn.Module):
             for start in range(0, frames, length):
                 part = slice(row, row + clips), slice(start, start + length)
                 self._block(framed[part], log_mels[part], scratch)
-        return log_mels.clamp_(min=LOG_FLOOR).log_()
+        return log_mels
 
-    def _block(self, framed: Tensor, mels: Tensor, scratch: _Scratch) -> None:
-        """Write the mel energies of (clips, frames, samples) into ``mels``; either is one clip or whole ones."""
+    def _block(self, framed: Tensor, log_mels: Tensor, scratch: _Scratch) -> None:
+        """Write ``log_mels`` of (clips, frames, samples), a part of one clip or several whole ones."""
         config, count = self.config, framed.shape[0] * framed.shape[1]
         x = scratch.frames[:count]
         if config.remove_dc_offset:
@@ -189,11 +189,12 @@ class KaldiFbank(nn.Module):
             x[:, 0] = first
         padded = scratch.padded[:count]
         torch.mul(x, self.window, out=padded[:, : config.frame_samples])
-        spectrum = torch.fft.rfft(padded, out=scratch.spectrum[:count])
+        spectrum = torch.fft.rfft(padded)
         energies = torch.view_as_real(spectrum).flatten(1).square_() if config.use_power else spectrum.abs()
-        flat_mels = mels.flatten(0, 1)
-        for bands, bins in self._groups:
-            torch.mm(energies[:, bins], self.weights[bins, bands], out=flat_mels[:, bands])
+        mels = log_mels.view(count, config.mels)
+        for number, (bands, bins) in enumerate(self._groups):
+            torch.mm(energies[:, bins], self.get_buffer(f"weights{number}"), out=mels[:, bands])
+        mels.clamp_(min=LOG_FLOOR).log_()
 
 
 class _Scratch:
@@ -203,11 +204,10 @@ class _Scratch:
         self.frames = like.new_empty(count, len(like))
         self.before = like.new_empty(count, len(like))
         self.padded = like.new_zeros(count, n_fft)
-        self.spectrum = like.new_empty(count, n_fft // 2 + 1, dtype=torch.complex64)
 
 
 def _groups(weights: Tensor) -> list[tuple[slice, slice]]:
-    """Return bands side by side and the rows of ``weights`` that they touch: three quarters of it are zeros."""
+    """Return bands side by side and the rows of ``weights`` that they touch: seven eighths of it are zeros."""
     size = -(-weights.shape[1] // _MEL_GROUPS)
     found = []
     for start in range(0, weights.shape[1], size):

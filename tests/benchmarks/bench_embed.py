@@ -12,11 +12,15 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.config import TeacherConfig
 from pipeline.embedding.worker import Message
 from pipeline.teachers.base import Teacher
 from tests.benchmarks.rows import Row
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NAMES = ("embed_rate", "embed_rate_with_views")
 GOALS = {"embed_rate": 0.9, "embed_rate_with_views": 0.8}
@@ -49,8 +53,11 @@ def rows(names: Collection[str]) -> Iterable[Row]:
     for name in names:
         bare: list[Speed] = []
         embed: list[Speed] = []
+        files, mixes, textures = CORPORA[name]
         with tempfile.TemporaryDirectory() as scratch:
-            run, workers, count = corpus(Path(scratch), config, *CORPORA[name])
+            clips = synthetic_clips(Path(scratch) / "audio", files)
+            views = {"embed__views__mixes": mixes, "embed__views__textures": textures}
+            run, workers, count = corpus(Path(scratch), config, clips, shard_rows=SHARD_ROWS, **views)
             for repeat in range(REPEATS):
                 bare.append(bare_rate(config, workers, count))
                 embed.append(run(repeat))
@@ -64,26 +71,26 @@ def rows(names: Collection[str]) -> Iterable[Row]:
 
 
 def register_warm() -> None:
-    """Let a recipe name aisfx as it is after its first batch, for which oneDNN builds its kernels.
-
-    Its weights are random where the real ones are not cached: the work is the same.
-    """
+    """Let a recipe name teachers as they are after their first batch, for which oneDNN builds its kernels."""
     from pipeline.teachers.registry import teachers
+    from tests.benchmarks import bench_beats
 
-    if WARM in teachers.names():
-        return
+    for name, build in ((WARM, warm_aisfx), (bench_beats.WARM, bench_beats.warm_beats)):
+        if name not in teachers.names():
+            teachers.register(name)(build)
 
-    @teachers.register(WARM)
-    def build(config: TeacherConfig, **_: object) -> Teacher:
-        import torch
 
-        from pipeline.teachers.aisfx import Aisfx, AisfxTeacher, build_aisfx
+def warm_aisfx(config: TeacherConfig, **_: object) -> Teacher:
+    """Return aisfx, warm; its weights are random where the real ones are not cached: the work is the same."""
+    import torch
 
-        torch.manual_seed(0)
-        teacher = build_aisfx(config) if weights_are_cached() else AisfxTeacher(Aisfx().state_dict(), config)
-        torch.set_num_threads(1)
-        teacher.embed(torch.zeros(BATCH, teacher.window_samples))
-        return teacher
+    from pipeline.teachers.aisfx import Aisfx, AisfxTeacher, build_aisfx
+
+    torch.manual_seed(0)
+    teacher = build_aisfx(config) if weights_are_cached() else AisfxTeacher(Aisfx().state_dict(), config)
+    torch.set_num_threads(1)
+    teacher.embed(torch.zeros(config.batch_size, teacher.window_samples))
+    return teacher
 
 
 def weights_are_cached() -> bool:
@@ -130,11 +137,12 @@ def bare_worker(config: TeacherConfig, count: int, pipe: Connection) -> None:
     torch.set_num_threads(1)
     register_warm()
     teacher = build_teacher(config)
-    windows = 0.1 * torch.randn(BATCH, teacher.window_samples, generator=torch.Generator().manual_seed(0))
+    batch, noise = config.batch_size, torch.Generator().manual_seed(0)
+    windows = 0.1 * torch.randn(batch, teacher.window_samples, generator=noise)
     pipe.send("ready")
     pipe.recv()
     started = time.process_time()
-    for _ in range(-(-count // BATCH)):
+    for _ in range(-(-count // batch)):
         teacher.embed(windows)
     pipe.send(time.process_time() - started)
 
@@ -158,36 +166,38 @@ def bare_rate(config: TeacherConfig, workers: int, count: int) -> Speed:
     for pipe in pipes:
         pipe.send("go")
     cpu_seconds = sum(pipe.recv() for pipe in pipes)
-    windows = workers * -(-each // BATCH) * BATCH
+    windows = workers * -(-each // config.batch_size) * config.batch_size
     return Speed(windows / (time.perf_counter() - start), 1e3 * cpu_seconds / windows)
 
 
-def corpus(
-    folder: Path, config: TeacherConfig, files: int, mixes: int, textures: int
-) -> tuple[Callable[[int], Speed], int, int]:
-    """Write sound and its manifest; return what embeds it (and gives windows/s), the processes and the windows."""
+def synthetic_clips(folder: Path, files: int) -> pd.DataFrame:
+    """Write sounds of up to 6 s, half WAV and half OGG, and return their manifest rows, each sound once."""
     import pandas as pd
 
-    from pipeline.audio import plan, synthesis
+    from pipeline.audio import synthesis
+
+    written = [synthesis.write_clips(folder, files // 2, seed, suffix=s) for seed, s in enumerate(SUFFIXES)]
+    return pd.concat(written).drop_duplicates("clip_id", ignore_index=True)
+
+
+def corpus(
+    folder: Path, config: TeacherConfig, clips: pd.DataFrame, *, shard_rows: int, **changes: object
+) -> tuple[Callable[[int], Speed], int, int]:
+    """Write the manifest of ``clips`` below ``folder``/audio; ``changes`` are of the recipe.
+
+    Returns:
+        What embeds it (and gives windows/s), the processes and the windows.
+    """
+    from pipeline.audio import plan
     from pipeline.config import ManifestConfig
     from pipeline.embedding import pool
     from tests.stages.embed_corpus import finish_manifest, small_recipe
 
-    recipe = small_recipe(
-        folder,
-        embed__teacher=config.model_dump(),
-        embed__views__mixes=mixes,
-        embed__views__textures=textures,
-        embed__shard_rows=SHARD_ROWS,
-        embed__chunk_rows=BATCH,
-    )
-    written = [
-        synthesis.write_clips(folder / "audio", files // 2, seed, suffix=s) for seed, s in enumerate(SUFFIXES)
-    ]
-    clips = pd.concat(written).drop_duplicates("clip_id", ignore_index=True)
+    sizes = {"embed__shard_rows": shard_rows, "embed__chunk_rows": config.batch_size}
+    recipe = small_recipe(folder, embed__teacher=config.model_dump(), **sizes, **changes)
     finish_manifest(recipe, clips, folder / "audio")
     count = len(plan.build(clips, recipe.embed, ManifestConfig()))
-    workers = pool.worker_count(0, count // SHARD_ROWS, config.device)
+    workers = pool.worker_count(0, count // shard_rows, config.device)
     return functools.partial(embed_rate, recipe, folder, workers), workers, count
 
 
