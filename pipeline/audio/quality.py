@@ -25,11 +25,15 @@ CLIPPED_SHARE = 1e-4  # two neighbours at full scale, this often
 OFFSET = 0.01  # of full scale
 SILENT_SHARE = 0.5
 CLIFF_DB = 18.0
+SLOPE_DB = 30.0
+MIRROR_BANDS = 4
+HEARD_DB = 90.0  # below the loudest band, what a window's side lobes leave is no sound
 CLIFF_BANDS = 96  # bands up to half the sample rate; a cliff falls within two of them
-EMPTY_DB = 6.0  # above a cliff, how much bands may differ from the floor
+EMPTY_DB = 6.0  # how much bands above a steep cliff may differ
 FULL_SHARE = 0.9  # a cliff above this share of half the rate is the anti-alias filter of a normal recording
 USUAL_RATES_HZ = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)
-OLD_NYQUIST = (0.84, 1.04)  # where resamplers put the cliff, as a share of half the old rate
+OLD_NYQUIST = (0.84, 1.18)  # where resamplers put the cliff, as a share of half the old rate
+FAMILY_MARGIN = 0.08  # between 22,050 and 24,000 Hz, the one that divides the present rate is likelier
 LOSSY_HZ = (14_800.0, 20_600.0)  # where MP3 and AAC encoders of 96 to 320 kbit/s cut
 LOSSY_FORMATS = ("MP3", "OGG", "MPEG")
 LOSSY_FORMAT_HZ = 9_500.0  # an encoder of a low rate cuts no lower
@@ -131,28 +135,34 @@ _ONES = np.ones(FRAME, dtype=np.float32)
 def cliff_hz(power: Float64[np.ndarray, " bins"], rate_hz: int) -> float | None:
     """Return where a mean power spectrum ends in a cliff, or None where it does not.
 
-    A cliff is a fall of at least ``CLIFF_DB`` within two bands of a ``CLIFF_BANDS``-th of half the rate, above
-    which every band stays at the floor and below which the sound is there: the four bands before are all as far
-    above the floor.
+    A cliff is a fall of ``CLIFF_DB`` within two bands of a ``CLIFF_BANDS``-th of half the rate, with a flat floor
+    above (steep resamplers, codecs), or of ``SLOPE_DB`` within three tenths of its frequency (resamplers of few
+    taps): 80 dB an octave, which no sound has by itself. Below it the sound is there: the four bands before
+    stand as far above everything that is above it. It lies where their level ends; a steep one is told first.
     """
     if not power.any():
         return None
     edges = np.linspace(1, len(power), CLIFF_BANDS + 1).astype(int)
     sums = np.add.reduceat(power, edges[:-1]) / np.diff(edges)
     levels = 10 * np.log10(sums + sums.max() * 1e-16)
+    # A doubled rate mirrors the lowest frequencies to the very top, even where little else passes.
+    levels[-MIRROR_BANDS:] = levels[-MIRROR_BANDS - 1]
     highest = np.maximum.accumulate(levels[::-1])[::-1]  # loudest band from here to the top
     lowest = np.minimum.accumulate(levels[::-1])[::-1]
-    floor = highest[6:]  # of each candidate band from the fourth on: what is two bands above it and higher
+    bands = np.arange(4, CLIFF_BANDS - 2)
     before = np.minimum(np.minimum(levels[:-6], levels[1:-5]), np.minimum(levels[2:-4], levels[3:-3]))
-    fall = levels[3:-3] - floor
-    flat = floor - lowest[6:] <= EMPTY_DB + np.maximum(0.0, fall - CLIFF_DB)
-    cliffs = np.flatnonzero((before - floor >= CLIFF_DB) & flat)
-    if not len(cliffs):
-        return None
-    first = int(cliffs[0])
-    band = first + 4
-    middle = levels[band] > floor[first] + fall[first] / 2
-    return float((band + middle) * rate_hz / 2 / CLIFF_BANDS)
+    near, far = bands + 2, np.minimum(np.ceil(bands * 1.3).astype(int), CLIFF_BANDS)
+    floor = highest[near]
+    flat = floor - lowest[near] <= EMPTY_DB + np.maximum(0.0, levels[bands - 1] - floor - CLIFF_DB)
+    steep = (before - floor >= CLIFF_DB) & flat
+    sloped = before - np.append(highest, np.inf)[far] >= SLOPE_DB
+    heard = before > levels.max() - HEARD_DB
+    for found, above in ((steep & heard, near), (sloped & heard, far)):
+        if found.any():
+            first = int(np.argmax(found))
+            last = np.flatnonzero(levels[bands[first] - 1 : above[first]] >= before[first] - 6.0)[-1]
+            return float((bands[first] + last) * rate_hz / 2 / CLIFF_BANDS)
+    return None
 
 
 def _named(edge_hz: float | None, rate_hz: int, container: str) -> tuple[str, int]:
@@ -163,7 +173,9 @@ def _named(edge_hz: float | None, rate_hz: int, container: str) -> tuple[str, in
         return "lossy_lowpass", 0
     old = [r for r in USUAL_RATES_HZ if r < rate_hz and OLD_NYQUIST[0] <= edge_hz / (r / 2) <= OLD_NYQUIST[1]]
     if old:
-        return "upsampled", min(old, key=lambda rate: abs(edge_hz - 0.96 * rate / 2))
+        return "upsampled", min(
+            old, key=lambda rate: abs(edge_hz / (rate / 2) - 0.99) + FAMILY_MARGIN * bool(rate_hz % rate)
+        )
     return "narrow_band", 0
 
 
