@@ -21,6 +21,12 @@ def check(recipe: Recipe, stage: str) -> None:
         from pipeline.teachers.registry import teachers
 
         teachers.get(recipe.embed.teacher.name)
+    if stage == "finetune":
+        from pipeline.teachers.registry import teachers
+
+        for run in recipes.expand(recipe):
+            if run.recipe.finetune.teacher is not None:
+                teachers.get(run.recipe.finetune.teacher.name)
     known = [path.stem for path in (recipes.DATA_MANIFESTS / "tasks").glob("*.toml")]
     for task in recipe.evaluate.tasks:
         if task not in known:

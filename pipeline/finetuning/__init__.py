@@ -1,1 +1,1 @@
-"""Training a teacher, or its head, on labels before it embeds."""
+"""Teachers trained on a labelled manifest before they embed."""

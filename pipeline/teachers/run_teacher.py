@@ -18,7 +18,9 @@ from pipeline.config import EmbedConfig, Section, TeacherConfig
 from pipeline.errors import ConfigError, MissingArtifactError, WeightsError
 from pipeline.frontends.log_mel import LogMel
 from pipeline.students.saved import SavedStudent, load_student, read_description
+from pipeline.teachers import finetuned
 from pipeline.teachers import options as teacher_options
+from pipeline.teachers.base import Teacher
 from pipeline.teachers.network import NetworkTeacher
 
 PREFIX = "run:"
@@ -145,7 +147,7 @@ def folder_of(name: str) -> Path:
     return found[0]
 
 
-def build_run(config: TeacherConfig, *, weights: Path | None = None, cache: Path | None = None) -> RunTeacher:
+def build_run(config: TeacherConfig, *, weights: Path | None = None, cache: Path | None = None) -> Teacher:
     """Return the teacher of the run that ``config.name`` (``run:FOLDER``) names.
 
     Raises:
@@ -155,4 +157,7 @@ def build_run(config: TeacherConfig, *, weights: Path | None = None, cache: Path
     """
     if weights is not None:
         raise WeightsError(f"{config.name} has its own weights", got=str(weights))
-    return RunTeacher(folder_of(config.name), config)
+    folder = folder_of(config.name)
+    if (folder / finetuned.DESCRIPTION_FILE).is_file():
+        return finetuned.FinetunedTeacher(folder, config, cache)
+    return RunTeacher(folder, config)
