@@ -108,6 +108,127 @@ def manifest(recipe: RecipeArgument = "demo", set_: SetOption = None) -> None:
     typer.echo(_call("manifest", recipe, set_))
 
 
+@app.command()
+def finetune(recipe: RecipeArgument, set_: SetOption = None, only: OnlyOption = None) -> None:
+    """Train a teacher, or a classifier on one, on the manifest's labels before it embeds."""
+    typer.echo(_call("finetune", recipe, set_, only=tuple(only or ())))
+
+
+@app.command()
+def embed(
+    recipe: RecipeArgument = "demo",
+    set_: SetOption = None,
+    engine: Annotated[
+        Engine,
+        typer.Option(help="local: processes of this machine; ray: actors of the cluster at RAY_ADDRESS"),
+    ] = Engine.local,
+) -> None:
+    """Stage 1: run the teacher once and write the store of embeddings and spectrograms."""
+    typer.echo(_call("embed", recipe, set_, engine=engine.value))
+
+
+@app.command()
+def distill(recipe: RecipeArgument = "demo", set_: SetOption = None, only: OnlyOption = None) -> None:
+    """Stage 2: train the recipe's runs from the store alone."""
+    typer.echo(_call("distill", recipe, set_, only=tuple(only or ())))
+
+
+@app.command()
+def export(recipe: RecipeArgument = "demo", set_: SetOption = None, only: OnlyOption = None) -> None:
+    """Write ONNX and int8 files of the trained students, checked against torch."""
+    typer.echo(_call("export", recipe, set_, only=tuple(only or ())))
+
+
+@app.command()
+def evaluate(
+    recipe: RecipeArgument = "demo",
+    set_: SetOption = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="a run folder, an ONNX file, or teacher:NAME, instead of the recipe's runs"),
+    ] = None,
+    manifest_: Annotated[
+        Path | None,
+        typer.Option("--manifest", help="CSV or Parquet of your own clips, instead of the recipe's tasks"),
+    ] = None,
+    label: Annotated[str, typer.Option(help="its label column")] = "label",
+    group: Annotated[str | None, typer.Option(help="its column of groups that folds must not split")] = None,
+) -> None:
+    """Score frozen embeddings with k-NN and linear probes, teacher and floors beside them."""
+    typer.echo(_call("evaluate", recipe, set_, model=model, manifest=manifest_, label=label, group=group))
+
+
+@app.command()
+def benchmark(
+    recipe: RecipeArgument = "demo",
+    set_: SetOption = None,
+    host: Annotated[str | None, typer.Option(help="user@board to time on, by ssh")] = None,
+) -> None:
+    """Count parameters, MACs and executed ARM instructions; time on x86, or on a board."""
+    typer.echo(_call("benchmark", recipe, set_, host=host))
+
+
+@app.command()
+def report(recipe: RecipeArgument = "demo", set_: SetOption = None) -> None:
+    """Write one self-contained HTML page of everything measured."""
+    typer.echo(_call("report", recipe, set_))
+
+
+@app.command()
+def demo(recipe: RecipeArgument = "demo", set_: SetOption = None) -> None:
+    """Every stage in order; finished artifacts are reused."""
+    for stage in ("fetch", "manifest", "embed", "distill", "export", "evaluate", "benchmark", "report"):
+        folder = _call(stage, recipe, set_)
+    typer.echo(folder / "report.html")
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has and what each stage would do about it."""
+    importlib.import_module("stages.doctor").run(console=_console())
+
+
+@app.command(name="recipe")
+def show_recipe(
+    recipe: RecipeArgument = "demo",
+    set_: SetOption = None,
+    keys: Annotated[
+        bool, typer.Option("--keys", help="list every key, its default and meaning instead")
+    ] = False,
+) -> None:
+    """Print a recipe as the stages see it, defaults filled in."""
+    module = importlib.import_module("stages.recipe_reference")
+    typer.echo(module.keys() if keys else module.resolved(recipe, set_ or ()))
+
+
+@store_app.command()
+def inspect(recipe: RecipeArgument = "demo", set_: SetOption = None) -> None:
+    """Print what a store holds: rows, arrays, digests, rejects."""
+    _store("inspect", recipe, set_)
+
+
+@store_app.command()
+def verify(
+    recipe: RecipeArgument = "demo",
+    set_: SetOption = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="discard damaged shards; ossicle embed makes them anew")
+    ] = False,
+) -> None:
+    """Check every checksum, digest and row; exit 1 if anything is wrong."""
+    _store("verify", recipe, set_, repair=repair)
+
+
+@store_app.command()
+def audit(
+    recipe: RecipeArgument = "demo",
+    set_: SetOption = None,
+    sample: Annotated[int, typer.Option(help="rows to embed again")] = 32,
+) -> None:
+    """Re-run the teacher on a sample of rows and report the agreement."""
+    _store("audit", recipe, set_, sample=sample)
+
+
 @teachers_app.callback()
 def list_teachers(
     context: typer.Context,

@@ -72,6 +72,7 @@ teachers = Teachers(
         "matpac_plus_as": "pipeline.teachers.matpac:build_matpac",
         "matpac_plus_as_encoder": "pipeline.teachers.matpac:build_matpac",
         "matpac_plus_music": "pipeline.teachers.matpac:build_matpac",
+        "ensemble": "pipeline.teachers.ensemble:build_ensemble",
         "mule": "pipeline.teachers.mule:build_mule",
         "onnx": "pipeline.teachers.onnx_graph:build_onnx",
         "panns_cnn14": "pipeline.teachers.panns:build_cnn14",
