@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy
 import pandas
 
 from pipeline import artifact
 from pipeline.errors import DigestMismatchError, StoreError
 from pipeline.store.location import Location
-from pipeline.store.schema import CLIPS_FILE, ArraySpec, StoreMeta, rows_digest
+from pipeline.store.object_store import ObjectPrefix
+from pipeline.store.schema import (
+    CLIPS_FILE,
+    STORE_FILE,
+    ArraySpec,
+    StoreMeta,
+    meta_bytes,
+    parse_meta,
+    read_meta,
+    rows_digest,
+)
 
 
 def check_plan(rows: pandas.DataFrame) -> None:
@@ -33,6 +45,20 @@ def check_rows(location: Location, meta: StoreMeta, rows: pandas.DataFrame) -> N
             got=found,
             run=f"ossicle store verify {location}",
         )
+
+
+def describe(location: Location, incoming: Any, meta: StoreMeta) -> StoreMeta:
+    """Write ``store.json`` with the arrays of ``meta`` added to those that are there, and return it."""
+
+    def added(old: bytes | None) -> bytes:
+        return meta_bytes(meta if old is None else merged(location, parse_meta(old, str(location)), meta))
+
+    if isinstance(location, ObjectPrefix):
+        location.replace(STORE_FILE, added)
+    else:
+        there = location.size(STORE_FILE) is not None
+        incoming.write(STORE_FILE, added(location.read(STORE_FILE) if there else None))
+    return read_meta(location)
 
 
 def merged(location: Location, old: StoreMeta, new: StoreMeta) -> StoreMeta:

@@ -7,8 +7,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,14 @@ def commit_name(spec: ArraySpec, shard: int) -> str:
 def commit_path(folder: Path, spec: ArraySpec, shard: int) -> Path:
     """Return where the commit record of ``shard`` is in a local store."""
     return folder / commit_name(spec, shard)
+
+
+def described_files(files: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
+    """Return what a commit record says of its files: name to size in bytes and SHA-256."""
+    return {
+        name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for name, content in files.items()
+    }
 
 
 def record_bytes(record: dict[str, Any]) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy
 
 from pipeline.errors import StoreError
@@ -10,7 +12,7 @@ from pipeline.store.quantisation import dequantise, quantise
 from pipeline.store.schema import ArraySpec
 
 
-def lost_mass(stored: dict[str, numpy.ndarray]) -> dict[str, float]:
+def lost_mass(stored: Mapping[str, numpy.ndarray]) -> dict[str, float]:
     """Return rows that are there, and the mean and largest softmax probability that their top k dropped."""
     lost = topk.lost_mass(stored["values"], stored["tail"])
     lost = lost[numpy.isfinite(lost)]

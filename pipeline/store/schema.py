@@ -320,7 +320,9 @@ def rows_digest(rows: pandas.DataFrame) -> str:
     """Return the SHA-256 of the plan's table: every column but ``status``, as CSV."""
     plan = rows.drop(columns=[column for column in ("status",) if column in rows.columns])
     found = hashlib.sha256()
-    for first in range(0, max(1, len(plan)), _DIGEST_ROWS):  # the CSV of a whole AudioSet would take gigabytes
+    for first in range(
+        0, max(1, len(plan)), _DIGEST_ROWS
+    ):  # the CSV of a whole AudioSet would take gigabytes
         part = plan.iloc[first : first + _DIGEST_ROWS]
         found.update(part.to_csv(index=False, header=first == 0).encode())
     return found.hexdigest()

@@ -7,7 +7,6 @@ pending and is written again; whatever order and however often, the finished byt
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,11 @@ import pandas
 from pipeline import artifact
 from pipeline.errors import StoreError
 from pipeline.store import encoding, tables, zarr_layout
-from pipeline.store.admission import check_plan, check_rows, merged
+from pipeline.store.admission import check_plan, check_rows, describe
 from pipeline.store.commits import (
     commit_name,
     derive_tables,
+    described_files,
     read_commit,
     read_commits,
     read_marker,
@@ -41,8 +41,6 @@ from pipeline.store.schema import (
     ArraySpec,
     StoreMeta,
     keys_digest,
-    meta_bytes,
-    parse_meta,
     read_meta,
     rows_digest,
 )
@@ -100,7 +98,7 @@ class StoreWriter:
                 if location.size(STORE_FILE) is None:
                     incoming.write(REJECTS_FILE, tables.to_bytes(tables.rejects_table(rejects)))
                     incoming.write(CLIPS_FILE, tables.to_bytes(rows.assign(status=PENDING)))
-                meta = _describe(location, incoming, meta)
+                meta = describe(location, incoming, meta)
             for spec in meta.arrays:
                 if location.size(f"{spec.path}/zarr.json") is None:
                     incoming.adopt(spec.path, zarr_layout.group_files(spec, meta))
@@ -214,26 +212,44 @@ class StoreWriter:
             stored = encoding.stored(
                 spec, values, numpy.union1d(rejected, lacking).astype(numpy.int64), start
             )
-            encoded = {
-                zarr_layout.shard_file(spec, name, shard): self._encode(spec, name, shard, start, rows)
-                for name, rows in stored.items()
-            }
-            record: dict[str, Any] = {
-                "array": spec.digest,
-                "shard": shard,
-                "rows": [start, stop],
-                "keys": keys_digest(self.rows["key"].iloc[start:stop]),
-                "files": {
-                    name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-                    for name, content in encoded.items()
-                },
-                "rejects": table.to_dict("records"),
-            }
-            if len(lacking):
-                record["missing"] = sorted({int(row) + start for row in lacking})
-            if spec.top_k is not None:
-                record["lost_mass"] = encoding.lost_mass(stored)
-            self._commit(spec, shard, encoded, record)
+            self.write_members(shard, spec, stored, table, [int(row) + start for row in lacking])
+
+    def write_members(
+        self,
+        shard: int,
+        spec: ArraySpec,
+        stored: Mapping[str, numpy.ndarray],
+        rejects: pandas.DataFrame,
+        missing: Iterable[int] = (),
+    ) -> None:
+        """Write and commit ``shard`` of one array from what is stored of it (``zarr_layout.members``).
+
+        Args:
+            shard: index.
+            spec: the array.
+            stored: member name to its rows, missing ones as missing are stored.
+            rejects: as ``tables.rejects_table`` gives them; rows are the store's.
+            missing: rows of the store that this array alone lacks.
+        """
+        start, stop = self.meta.bounds(shard)
+        encoded = {
+            zarr_layout.shard_file(spec, name, shard): self._encode(spec, name, shard, start, rows)
+            for name, rows in stored.items()
+        }
+        record: dict[str, Any] = {
+            "array": spec.digest,
+            "shard": shard,
+            "rows": [start, stop],
+            "keys": keys_digest(self.rows["key"].iloc[start:stop]),
+            "files": described_files(encoded),
+            "rejects": rejects.to_dict("records"),
+        }
+        lacking = sorted({int(row) for row in missing})
+        if lacking:
+            record["missing"] = lacking
+        if spec.top_k is not None:
+            record["lost_mass"] = encoding.lost_mass(stored)
+        self._commit(spec, shard, encoded, record)
 
     def copy_shard(
         self, spec: ArraySpec, shard: int, record: dict[str, Any], files: dict[str, bytes]
@@ -252,10 +268,7 @@ class StoreWriter:
                 got=f"array {record['array']}, rows {record['rows']}, keys {record['keys']}",
             )
         names = set(zarr_layout.shard_files(spec, shard))
-        found = {
-            name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-            for name, content in files.items()
-        }
+        found = described_files(files)
         if set(found) != names or found != record["files"]:
             raise StoreError(f"shard {shard} of {spec.path} is damaged", expected=record["files"], got=found)
         if not self.is_committed(spec, shard):
@@ -372,17 +385,3 @@ class StoreWriter:
 
 def _incoming(location: Location) -> Any:
     return RemoteIncoming(location) if isinstance(location, ObjectPrefix) else Incoming(location.folder)
-
-
-def _describe(location: Location, incoming: Any, meta: StoreMeta) -> StoreMeta:
-    """Write ``store.json`` with the arrays of ``meta`` added to those that are there, and return it."""
-
-    def added(old: bytes | None) -> bytes:
-        return meta_bytes(meta if old is None else merged(location, parse_meta(old, str(location)), meta))
-
-    if isinstance(location, ObjectPrefix):
-        location.replace(STORE_FILE, added)
-    else:
-        there = location.size(STORE_FILE) is not None
-        incoming.write(STORE_FILE, added(location.read(STORE_FILE) if there else None))
-    return read_meta(location)
