@@ -24,7 +24,7 @@ from pipeline.teachers.registry import teachers
 
 FACTS_FILE = DATA_MANIFESTS / "teachers.toml"
 # What these hear and give is declared in the recipe, beside the file.
-_DECLARED = ("onnx", "tflite")
+_DECLARED = ("ensemble", "onnx", "tflite")
 
 
 class TeacherFacts(Section):
@@ -63,6 +63,8 @@ class Entry:
             return "none needed"
         if self.name in _DECLARED:
             here = ", ".join(entry.name for entry in self.present)
+            if self.name == "ensemble":
+                return "its members'"
             return "your file" + (f"; here: {here}" if here else "")
         if not self.checkpoints:
             return "your file: embed.teacher.weights"
@@ -99,22 +101,29 @@ def entries(cache: Path | None = None) -> list[Entry]:
     return found
 
 
-def options_of(name: str) -> dict[str, tuple[str, str]]:
-    """Return key to (default, meaning) of a teacher's own options; its module is imported.
+def option_classes(name: str) -> tuple[type[Section], ...]:
+    """Return the classes of a teacher's own options; its module is imported.
 
-    A family's options are the one class of its module that is a ``Section`` named ``...Options``.
+    A family's options are what its module holds of ``Section`` classes named ``...Options``.
     """
-    module = _module_of(name)
-    found = [
+    return tuple(
         value
-        for value in vars(module).values()
-        if inspect.isclass(value) and issubclass(value, Section) and value is not NoOptions
+        for value in vars(_module_of(name)).values()
+        if inspect.isclass(value)
+        and issubclass(value, Section)
+        and value is not NoOptions
         and value.__name__.endswith("Options")
-    ]  # fmt: skip
+    )
+
+
+def options_of(name: str) -> dict[str, tuple[str, str]]:
+    """Return key to (default, meaning) of a teacher's own options; its module is imported."""
     rows = {}
-    for kind in found:
+    for kind in option_classes(name):
         for key, field in kind.model_fields.items():
             default = "required" if field.is_required() else repr(field.default)
+            if isinstance(field.default, float):
+                default = f"{field.default:.6g}"
             rows[key] = (default, field.description or "")
     return rows
 
@@ -164,16 +173,15 @@ def cells(facts: TeacherFacts | None) -> list[str]:
 
 def options_markdown() -> str:
     """Return the tables of docs/teachers.md that list each family's own keys; every family is imported."""
-    families: dict[str, list[str]] = {}
+    families: dict[tuple[type[Section], ...], list[str]] = {}
     for name in [*teachers.names(), "run:FOLDER"]:
-        if name not in entry_points.found():
-            families.setdefault(_module_of(name).__name__, []).append(name)
+        if name not in entry_points.found() and option_classes(name):
+            families.setdefault(option_classes(name), []).append(name)
     lines: list[str] = []
     for names in families.values():
-        rows = options_of(names[0])
-        if rows:
-            lines += ["**" + ", ".join(f"`{name}`" for name in names) + "**", ""]
-            lines += ["| key | default | meaning |", "|---|---|---|"]
-            lines += [f"| `{k}` | `{default}` | {meaning} |" for k, (default, meaning) in rows.items()]
-            lines.append("")
+        lines += ["**" + ", ".join(f"`{name}`" for name in names) + "**", ""]
+        lines += ["| key | default | meaning |", "|---|---|---|"]
+        for key, (default, meaning) in options_of(names[0]).items():
+            lines.append(f"| `{key}` | `{default}` | {meaning} |")
+        lines.append("")
     return "\n".join(lines).rstrip()
