@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy
 
 from pipeline.errors import StoreError
-from pipeline.store import topk
+from pipeline.store import topk, zarr_layout
 from pipeline.store.quantisation import dequantise, quantise
 from pipeline.store.schema import ArraySpec
 
@@ -57,6 +57,13 @@ def stored(
         return {spec.data_name: rows}
     codes, scale, offset = quantise(rows)
     return {spec.data_name: codes, "scale": scale, "offset": offset}
+
+
+def cast(spec: ArraySpec, members: Mapping[str, numpy.ndarray]) -> dict[str, numpy.ndarray]:
+    """Return members in the types that they are stored in; what overflows float16 becomes infinite."""
+    types = {name: dtype for name, (dtype, _) in zarr_layout.members(spec).items()}
+    with numpy.errstate(over="ignore"):
+        return {name: values.astype(types[name]) for name, values in members.items()}
 
 
 def decoded(spec: ArraySpec, members: list[numpy.ndarray]) -> numpy.ndarray:
