@@ -24,7 +24,7 @@ from pipeline.embedding.worker import Message
 from pipeline.errors import ConfigError
 from pipeline.store import schema
 from pipeline.store.commits import finished_arrays, is_finished
-from pipeline.store.location import Place
+from pipeline.store.location import Place, at
 from pipeline.store.writer import StoreWriter
 from stages import locations
 
@@ -154,6 +154,7 @@ def created_store(
 ) -> Iterator[StoreWriter]:
     """Give the recipe's store, planned and described, open for writing; what it holds already stays."""
     from pipeline.audio import plan, render
+    from pipeline.embedding.exactness import with_agreement
 
     manifest = manifests.read(locations.manifest_folder(recipe))
     others = render.background_manifest(recipe.embed.views)
@@ -165,6 +166,11 @@ def created_store(
         others=others.frame if others is not None else None,
         devices=devices.responses if devices is not None else (),
     )
+    place = locations.store_folder(recipe)
+    begun = at(place).size(schema.STORE_FILE) is not None
+    known = {spec.digest for spec in schema.read_meta(place).arrays} if begun else set()
+    renderer = render.Renderer.of(manifest, recipe.embed, recipe.manifest.peak_floor)
+    specs = with_agreement(specs, recipe.embed, rows, renderer, known, recipe.paths.cache)
     meta = schema.StoreMeta(
         name=recipe.name,
         manifest_digest=manifest.digest,
@@ -176,7 +182,7 @@ def created_store(
     )
     rejects = manifest.folder / "rejects.parquet"
     table = pd.read_parquet(rejects) if rejects.is_file() else None
-    with StoreWriter.create(locations.store_folder(recipe), rows, meta, table) as writer:
+    with StoreWriter.create(place, rows, meta, table) as writer:
         yield writer
 
 
