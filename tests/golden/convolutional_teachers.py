@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -113,10 +114,25 @@ def multiply_accumulates(network: nn.Module, run: Callable[[Tensor], object], *s
     return counter.get_total_flops() // 2
 
 
+# The fill of the last spec asked for: both PANNs have the same 80 million numbers, 6 s to draw.
+_last_fill: dict[str, dict[str, Tensor]] = {}
+
+
+def filled_once(vectors: Golden) -> dict[str, Tensor]:
+    """Return the filled entries, drawn anew only where seed, names, shapes or scales are others than last time."""
+    spec, _ = vectors
+    entries = [entry for entry in spec["state"] if entry.get("filled", True)]
+    key = json.dumps([spec.get("fill_seed", 0), entries])
+    if key not in _last_fill:
+        _last_fill.clear()
+        _last_fill[key] = golden.filled_state(*vectors)
+    return _last_fill[key]
+
+
 def published_state(vectors: Golden, others: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return every entry of the published state dict: filled, counters 0, the rest from ``others``."""
     spec, _ = vectors
-    filled = golden.filled_state(*vectors)
+    filled = filled_once(vectors)
     state = {}
     for entry in spec["state"]:
         name = entry["name"]
