@@ -101,17 +101,27 @@ def read(folder: Path, *, run: str | None = None) -> Artifact:
 
 
 def parse(folder: Path, content: bytes) -> Artifact:
-    """Return the artifact that the marker's ``content`` describes."""
-    record = json.loads(content.decode())
-    return Artifact(
-        folder,
-        record["kind"],
-        record["digest"],
-        record["config"],
-        record["inputs"],
-        record["provenance"],
-        record["summary"],
-    )
+    """Return the artifact that the marker's ``content`` describes.
+
+    Raises:
+        MissingArtifactError: it is no marker, so that the work has to be done again.
+    """
+    try:
+        record = json.loads(content.decode())
+        found = Artifact(
+            folder,
+            record["kind"],
+            record["digest"],
+            dict(record["config"]),
+            dict(record["inputs"]),
+            dict(record["provenance"]),
+            dict(record["summary"]),
+        )
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise MissingArtifactError(
+            f"{folder}/{MARKER} is no marker of a finished artifact", got=f"{type(error).__name__}: {error}"
+        ) from error
+    return found
 
 
 @functools.cache

@@ -14,10 +14,8 @@ from pipeline.config import digest
 from pipeline.errors import DigestMismatchError, StoreError
 from pipeline.store import tables, zarr_layout
 from pipeline.store.commits import (
-    described_files,
     finished_arrays,
     is_finished,
-    read_commit,
     read_commits,
     read_marker,
 )
@@ -29,7 +27,6 @@ from pipeline.store.schema import (
     REJECTS_FILE,
     ArraySpec,
     StoreMeta,
-    keys_digest,
     read_meta,
 )
 from pipeline.store.writer import StoreWriter
@@ -299,24 +296,6 @@ class _Gatherer:
     def _read(self, source: int, spec: ArraySpec, shard: int) -> tuple[dict[str, numpy.ndarray], Any]:
         key = (source, spec.path, shard)
         if self._last[0] != key:
-            self._last = (key, _checked_shard(self.readers[source], spec, shard))
+            self._last = (key, self.readers[source].read_checked(spec, shard))
         members, record = self._last[1]
         return members, record
-
-
-def _checked_shard(
-    reader: StoreReader, spec: ArraySpec, shard: int
-) -> tuple[dict[str, numpy.ndarray], dict[str, Any]]:
-    """Return a shard's members and commit record, its files and rows held against the record first."""
-    location, (start, stop) = reader.location, reader.meta.bounds(shard)
-    record = read_commit(location, spec, shard)
-    names = zarr_layout.shard_files(spec, shard)
-    contents = dict(zip(names, location.read_many(names), strict=True))
-    found = described_files({name: content for name, content in contents.items() if content is not None})
-    keys = keys_digest(reader.rows["key"].iloc[start:stop])
-    if record is None or (record["array"], record["keys"], record["files"]) != (spec.digest, keys, found):
-        raise StoreError(
-            f"shard {shard} of {spec.path} in {location} is not what its commit record says",
-            run=f"ossicle store verify {location} --repair, then ossicle embed there",
-        )
-    return reader.read_members(spec, shard), record

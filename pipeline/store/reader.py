@@ -16,7 +16,7 @@ from pipeline.config import LogMelConfig
 from pipeline.errors import DigestMismatchError, StoreError
 from pipeline.store import choice, encoding, tables, zarr_layout
 from pipeline.store.combination import Combination
-from pipeline.store.commits import read_commits, read_marker
+from pipeline.store.commits import described_files, read_commit, read_commits, read_marker
 from pipeline.store.location import Location, Place, at
 from pipeline.store.schema import (
     CLIPS_FILE,
@@ -26,6 +26,7 @@ from pipeline.store.schema import (
     SCHEMA_VERSION,
     ArraySpec,
     frontend_digest,
+    keys_digest,
     read_meta,
     rows_digest,
 )
@@ -197,6 +198,27 @@ class StoreReader:
         return {
             name: self._member(spec, name, shard, start, stop, None) for name in zarr_layout.members(spec)
         }
+
+    def read_checked(self, spec: ArraySpec, shard: int) -> tuple[dict[str, numpy.ndarray], dict[str, Any]]:
+        """Return ``read_members`` and the commit record, once files and rows are what the record says.
+
+        Raises:
+            StoreError: they are not.
+        """
+        start, stop = self.meta.bounds(shard)
+        record = read_commit(self.location, spec, shard)
+        names = zarr_layout.shard_files(spec, shard)
+        contents = dict(zip(names, self.location.read_many(names), strict=True))
+        found = described_files({name: content for name, content in contents.items() if content is not None})
+        keys = keys_digest(self.rows["key"].iloc[start:stop])
+        if record is None or (record["array"], record["rows"], record["keys"], record["files"]) != (
+            spec.digest, [start, stop], keys, found,
+        ):  # fmt: skip
+            raise StoreError(
+                f"shard {shard} of {spec.path} in {self.location} is not what its commit record says",
+                run=f"ossicle store verify {self.location} --repair, then ossicle embed there",
+            )
+        return self.read_members(spec, shard), record
 
     def read_array(self, spec: ArraySpec, shard: int, out: numpy.ndarray | None = None) -> numpy.ndarray:
         """Return all rows of ``shard`` of the array ``spec`` of this store, decoded."""

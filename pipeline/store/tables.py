@@ -50,11 +50,20 @@ def load(place: Place | Location, name: str) -> pandas.DataFrame:
         content = location.read(name)
     except FileNotFoundError:
         raise MissingArtifactError(f"{location}/{name} is missing", run="ossicle embed") from None
+    return parse(content, f"{location}/{name}")
+
+
+def parse(content: bytes, where: str) -> pandas.DataFrame:
+    """Return the table that ``content`` is; ``where`` is for messages.
+
+    Raises:
+        StoreError: it is no parquet file.
+    """
     try:
         frame: pandas.DataFrame = pyarrow.parquet.read_table(pyarrow.BufferReader(content)).to_pandas()
     except (pyarrow.ArrowException, OSError) as error:
         raise StoreError(
-            f"{location}/{name} cannot be read: {error}",
+            f"{where} cannot be read: {error}",
             run="move the store away and run ossicle embed again",
         ) from error
     return frame
