@@ -83,7 +83,9 @@ class RunTeacher(NetworkTeacher):
         self.licence = taught.licence if taught is not None else OWN_LICENCE
         self.citation = f"run {self.name}"
         if taught is not None:
-            self.citation += f", distilled from {taught.name}: {taught.citation}"
+            self.citation += f", distilled from {taught.name}" + f": {taught.citation}" * bool(
+                taught.citation
+            )
 
     def compute(
         self, waveforms: Float[Tensor, "batch samples"], outputs: frozenset[str]
