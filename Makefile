@@ -39,8 +39,9 @@ quality: setup  ## the figures of README: three seeds, controls, the thesis's st
 doctor: setup  ## what this machine has and what each stage would do about it
 	$(OSSICLE) doctor
 
-test: $(VENV)/.ready-dev  ## the whole test suite
-	$(BIN)/pytest
+# A test file stays with one process, so that what its module builds is built once.
+test: $(VENV)/.ready-dev  ## the whole test suite, a process a core (4 at most)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 check: $(VENV)/.ready-dev  ## lint, types, import contracts
 	$(BIN)/ruff check .

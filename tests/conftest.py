@@ -1,9 +1,10 @@
-"""Shapes and types of public tensor functions are checked at run time, in the tests only."""
+"""Shapes and types of public tensor functions are checked at run time, in the tests only; the golden summary."""
 
 from __future__ import annotations
 
 import os
 
+import pytest
 from jaxtyping import install_import_hook
 
 CHECKED_PACKAGES = ["pipeline.losses", "pipeline.students", "pipeline.frontends"]
@@ -11,3 +12,25 @@ CHECKED_PACKAGES = ["pipeline.losses", "pipeline.students", "pipeline.frontends"
 # Set to 0 to debug without the checks. Must come before the first import of these packages, hence here.
 if os.environ.get("OSSICLE_CHECK_SHAPES", "1") != "0":
     install_import_hook(CHECKED_PACKAGES, "beartype.beartype")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """List each golden folder that was compared, with its worst tap as a share of what its tolerance allows."""
+    from tests.golden.golden_vectors import Deviation
+
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    found = [
+        Deviation(**value)
+        for report in reports
+        if getattr(report, "when", "") == "call"
+        for name, value in report.user_properties
+        if name == "golden"
+    ]
+    if not found:
+        return
+    terminalreporter.section("golden vectors: worst deviation, as a share of the tolerance")
+    for folder in sorted({row.folder for row in found}):
+        rows = [row for row in found if row.folder == folder]
+        worst = max(rows, key=lambda row: row.share)
+        taps = len({row.tap for row in rows})
+        terminalreporter.write_line(f"{folder:26} {worst.share:8.3f}  at {worst.tap}  ({taps} taps compared)")

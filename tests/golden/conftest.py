@@ -1,8 +1,9 @@
-"""Which golden folder a test is about, and the list of folders with their worst deviation at the end of a run."""
+"""Which golden folder a test is about, and what it compared; ``tests/conftest.py`` prints the list."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 
 import pytest
 
@@ -26,15 +27,6 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
         return (yield)
     finally:
         golden.running_folder = None
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """List each golden folder that was compared, with its worst tap as a share of what its tolerance allows."""
-    if not golden.deviations:
-        return
-    terminalreporter.section("golden vectors: worst deviation, as a share of the tolerance")
-    for folder in sorted({row.folder for row in golden.deviations}):
-        rows = [row for row in golden.deviations if row.folder == folder]
-        worst = max(rows, key=lambda row: row.share)
-        taps = len({row.tap for row in rows})
-        terminalreporter.write_line(f"{folder:26} {worst.share:8.3f}  at {worst.tap}  ({taps} taps compared)")
+        # Properties travel with the report from a worker process to the one that prints the summary.
+        item.user_properties += [("golden", asdict(row)) for row in golden.deviations]
+        golden.deviations.clear()

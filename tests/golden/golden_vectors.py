@@ -35,7 +35,7 @@ class Deviation:
         return self.worst / self.allowed if self.allowed > 0 else float("inf")
 
 
-# Rows that the terminal summary prints at the end of a run (tests/golden/conftest.py).
+# Rows of the running test; the terminal summary prints those of all tests (tests/conftest.py).
 deviations: list[Deviation] = []
 # The golden folder that the running test is about, for rows of ``assert_close``; set by conftest.py.
 running_folder: str | None = None
