@@ -63,7 +63,8 @@ class GlobalResponseNorm(nn.Module):
         """Return the normalised map; the norms are taken in float32."""
         norm = torch.linalg.vector_norm(x.float(), dim=(2, 3), keepdim=True)
         share = norm / (norm.mean(dim=1, keepdim=True) + 1e-6)
-        return (self.gamma * share + 1.0).to(x.dtype) * x + self.beta.to(x.dtype)
+        gain: Tensor = (self.gamma * share + 1.0).to(x.dtype)
+        return gain * x + self.beta.to(x.dtype)
 
 
 def conv_norm(

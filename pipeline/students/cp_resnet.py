@@ -87,9 +87,10 @@ class ResidualBlock(nn.Module):
         return (out + self.shortcut(x)).relu_()  # type: ignore[no-any-return]
 
     def fold(self) -> None:
-        """Fold the two batch norms into their convolutions: for inference, once, after loading."""
-        self.conv1, self.bn1 = fuse_conv_bn_eval(self.conv1, self.bn1), nn.Identity()
-        self.conv2, self.bn2 = fuse_conv_bn_eval(self.conv2, self.bn2), nn.Identity()
+        """Fold the main path's batch norms into their convolutions: for inference, once, after loading."""
+        for conv, norm in (("conv1", "bn1"), ("conv2", "bn2")):
+            setattr(self, conv, fuse_conv_bn_eval(getattr(self, conv), getattr(self, norm)))
+            setattr(self, norm, nn.Identity())
 
 
 class CpResNet(Student):
@@ -152,7 +153,7 @@ class CpResNet(Student):
         """Return the classifier's output for the last maps; asked of a network with classes only."""
         assert self.feed_forward is not None
         if self.linear_classifier:
-            mean = maps.float().mean(dim=(2, 3)).to(self.feed_forward.weight.dtype)
+            mean = maps.float().mean(dim=(2, 3)).to(next(self.feed_forward.parameters()).dtype)
             return self.feed_forward(mean).float()  # type: ignore[no-any-return]
         return self.feed_forward(maps).float().mean(dim=(2, 3))  # type: ignore[no-any-return]
 

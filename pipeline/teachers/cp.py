@@ -178,8 +178,6 @@ def _fold(net: CpMobile | CpResNet) -> None:
     for module in net.modules():
         if isinstance(module, ResidualBlock):
             module.fold()
-            if len(module.shortcut):
-                module.shortcut = nn.Sequential(module.shortcut.conv, module.shortcut.bn)
     fold_batch_norms(net)
 
 

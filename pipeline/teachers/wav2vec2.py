@@ -31,6 +31,7 @@ ENCODER_PREFIX = "wav2vec2."
 # Parts of pre-training and of transcription: no embedding passes through them.
 UNUSED = ("quantizer.", "project_q.", "project_hid.", "lm_head.")
 HEADS = ("classifier.", "projector.", "layer_weights")
+FUSED_ATTENTION: dict[str, Any] = {"attn_implementation": "sdpa"}
 _POSITION = "encoder.pos_conv_embed.conv."
 _OLD_WEIGHT_NORM = {
     f"{_POSITION}weight_g": f"{_POSITION}parametrizations.weight.original0",
@@ -167,7 +168,8 @@ def build_network(config: dict[str, Any]) -> nn.Module:
             run="pip install 'ossicle[wav2vec2]'",
         ) from error
     with torch.device("meta"):
-        return Wav2Vec2Model(Wav2Vec2Config(**config, attn_implementation="sdpa"))  # type: ignore[no-any-return]
+        made: nn.Module = Wav2Vec2Model(Wav2Vec2Config(**config, **FUSED_ATTENTION))
+    return made
 
 
 def build_head(state: dict[str, Tensor]) -> nn.Module | None:
