@@ -77,7 +77,7 @@ def run(recipe: Recipe, *, console: Console) -> Path:
         "clips": len(found.clips),
         "hours": round(hours, 3),
         "rejects": quality["rejects"],
-        "quality": quality["flags"],
+        "quality": quality["issues"],
         "datasets": {str(k): int(v) for k, v in found.clips["dataset"].value_counts().sort_index().items()},
     }
     artifact.finish(
@@ -86,7 +86,7 @@ def run(recipe: Recipe, *, console: Console) -> Path:
     console.print(
         f"manifest: {len(found.clips)} clips, {hours:.2f} h; rejected: {_counted(summary['rejects'])}; in {folder}"
     )
-    console.print(f"manifest: worth a look: {_counted(quality['flags'])}; by clip in quality.parquet")
+    console.print(f"manifest: worth a look: {_counted(quality['issues'])}; by clip in quality.parquet")
     return folder
 
 

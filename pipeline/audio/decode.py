@@ -52,7 +52,6 @@ REASONS = {
     "too_short": "it is shorter than the shortest clip wanted",
     "silent": "its peak is below the floor",
     "changed": "it is not the file that the manifest was made from",
-    "outside": "it lies outside its root",
     "bad_pack": "its HDF5 pack cannot be used",
 }
 

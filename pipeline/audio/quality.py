@@ -43,7 +43,7 @@ FORMATS = {
     ".wav": ("WAV", "WAVEX", "RF64", "W64"), ".flac": ("FLAC",), ".ogg": ("OGG",), ".oga": ("OGG",),
     ".mp3": ("MP3", "MPEG"), ".aif": ("AIFF",), ".aiff": ("AIFF",), ".au": ("AU",),
 }  # fmt: skip
-FLAGS = (
+ISSUES = (
     "clipping", "dc_offset", "silence", "upsampled", "lossy_lowpass", "narrow_band", "wrong_encoding", "near_duplicate",
 )  # fmt: skip
 
@@ -186,8 +186,8 @@ def wrong_encoding(path: str, container: str) -> str:
     return "" if known is None or container in known else f"{suffix[1:]} holds {container}"
 
 
-def flags(row: dict[str, Any]) -> list[str]:
-    """Return what is worth a look, of ``FLAGS``, from a clip's measures."""
+def issues(row: dict[str, Any]) -> list[str]:
+    """Return what is worth a look, of ``ISSUES``, from a clip's measures."""
     found = [
         ("clipping", row["clipped_share"] > CLIPPED_SHARE),
         ("dc_offset", abs(row["dc_offset"]) > OFFSET),

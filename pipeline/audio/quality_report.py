@@ -24,7 +24,7 @@ COLUMNS: dict[str, str] = {
     "was_rate_hz": "int32",
     "wrong_encoding": "str",
     "near_duplicate_of": "str",
-    "flags": "str",
+    "issues": "str",
 }
 THRESHOLDS = {
     "clipping": f"more than {quality.CLIPPED_SHARE:g} of the samples at full scale beside another",
@@ -43,7 +43,7 @@ THRESHOLDS = {
 def table(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """Return ``quality.parquet``: ``COLUMNS``, one row a clip, from the rows that ingest measured."""
     for row in rows:
-        row["flags"] = " ".join(quality.flags(row))
+        row["issues"] = " ".join(quality.issues(row))
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
 
 
@@ -58,22 +58,22 @@ def summary(found: pd.DataFrame, clips: pd.DataFrame, rejects: pd.DataFrame) -> 
             "hours": round(float(mine["duration_seconds"].sum()) / 3600, 4),
             "sample_rates_hz": _counts(mine["sample_rate_hz"]),
             "encodings": _counts(measured["encoding"]),
-            "flags": flag_counts(measured),
+            "issues": issue_counts(measured),
             "rejects": _counts(lost["reason"]),
         }
     return {
         "thresholds": THRESHOLDS,
         "clips": len(clips),
-        "flags": flag_counts(found),
+        "issues": issue_counts(found),
         "rejects": _counts(rejects["reason"]),
         "datasets": datasets,
     }
 
 
-def flag_counts(found: pd.DataFrame) -> dict[str, int]:
-    """Return how many clips carry each flag; flags that none carries are left out."""
-    counts = Counter(flag for flags in found["flags"] for flag in flags.split())
-    return {name: counts[name] for name in quality.FLAGS if counts[name]}
+def issue_counts(found: pd.DataFrame) -> dict[str, int]:
+    """Return how many clips have each issue; issues that none has are left out."""
+    counts = Counter(name for issues in found["issues"] for name in issues.split())
+    return {name: counts[name] for name in quality.ISSUES if counts[name]}
 
 
 def _counts(values: pd.Series) -> dict[str, int]:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float32, Int
 from torch import Tensor
 
-from pipeline.audio import decode
+from pipeline.audio import clip_source, decode
 from pipeline.audio.windows import fit, frame_count, spread_starts
 from pipeline.config import LogMelConfig
 from pipeline.errors import AudioError
@@ -73,7 +73,7 @@ def clip_windows(path: Path, windowing: Windowing) -> Float32[np.ndarray, "windo
     Raises:
         AudioError: the file cannot be used.
     """
-    native, rate = decode.read(path)
+    native, rate = clip_source.read(path)
     waveform = decode.resample(native, rate, SAMPLE_RATE_HZ)
     starts = spread_starts(len(waveform), windowing.samples, windowing.maximum)
     return np.stack([fit(waveform[start:], windowing.samples) for start in starts])

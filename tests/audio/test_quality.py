@@ -159,8 +159,8 @@ def ingested(folder: Path, near: str) -> Ingested:
 def test_the_report_names_each_planted_fault(tmp_path: Path) -> None:
     folder_of_faults(tmp_path)
     found = ingested(tmp_path, "report")
-    flags = {Path(row.path).name: row.flags for row in found.quality.itertuples()}
-    assert flags == {
+    found_issues = {Path(row.path).name: row.issues for row in found.quality.itertuples()}
+    assert found_issues == {
         "clipped.wav": "clipping", "copy.flac": "", "misnamed.wav": "wrong_encoding", "near.mp3": "near_duplicate",
         "offset.wav": "dc_offset", "silent.wav": "silence", "upsampled.wav": "upsampled",
     }  # fmt: skip
@@ -174,20 +174,20 @@ def test_the_report_names_each_planted_fault(tmp_path: Path) -> None:
     planted = dict.fromkeys(
         ("clipping", "dc_offset", "silence", "upsampled", "wrong_encoding", "near_duplicate"), 1
     )
-    assert summary["flags"] == planted
+    assert summary["issues"] == planted
     assert summary["rejects"] == {"duplicate": 1}
     (dataset,) = summary["datasets"].values()
     assert (
-        dataset["clips"] == 7 and dataset["sample_rates_hz"] == {"32000": 7} and dataset["flags"] == planted
+        dataset["clips"] == 7 and dataset["sample_rates_hz"] == {"32000": 7} and dataset["issues"] == planted
     )
-    assert set(summary["thresholds"]) == set(quality.FLAGS)
+    assert set(summary["thresholds"]) == set(quality.ISSUES)
 
 
 def test_near_duplicates_are_left_out_on_request_and_not_looked_for_by_default(tmp_path: Path) -> None:
     folder_of_faults(tmp_path)
     rejected = ingested(tmp_path, "reject").rejects.set_index("path")["reason"].to_dict()
     assert rejected == {"good.wav": "duplicate", "near.mp3": "near_duplicate"}
-    assert not any("near_duplicate" in flags for flags in ingested(tmp_path, "off").quality["flags"])
+    assert not any("near_duplicate" in issues for issues in ingested(tmp_path, "off").quality["issues"])
 
 
 def fingerprint(sound: np.ndarray, rate_hz: int):  # type: ignore[no-untyped-def]
