@@ -205,7 +205,7 @@ def _member(
                     f"{path.name}: {info.filename} is too large", expected=entry.max_bytes, got=got
                 )
             content = archive.read(info)
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError) as error:
         raise WeightsError(
             f"{path.name} cannot be read", expected="a whole zip archive", got=str(error)
         ) from error

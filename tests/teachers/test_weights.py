@@ -192,6 +192,38 @@ def test_a_changed_wheel_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [p.name for p in wheel.parent.iterdir()] == [wheel.name]
 
 
+def test_archives_of_no_one_checkpoint_or_damaged_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enter(monkeypatch, max_bytes=100_000)
+    path = tmp_path / "made.zip"
+
+    def refused(words: str) -> None:
+        config = TeacherConfig(weights=path, trust_sha256=sha256(path.read_bytes()))
+        with pytest.raises(WeightsError, match=words):
+            weights.load("made", config, cache=tmp_path / "cache")
+
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.pth", saved(STATE))
+        archive.writestr("b.pth", saved(STATE))
+    refused("does not hold one checkpoint")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.pth", bytes(10_000_000))
+    refused("a.pth is too large")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.pth", saved(STATE))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    refused("cannot be read")
+    content = bytearray(saved(STATE))
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.pth", bytes(content))
+    # Compression method 99 (encrypted) in both headers of the member.
+    whole = path.read_bytes()
+    central = whole.rindex(b"PK\x01\x02")
+    path.write_bytes(whole[:8] + b"\x63\x00" + whole[10 : central + 10] + b"\x63\x00" + whole[central + 12 :])
+    refused("cannot be read")
+
+
 @pytest.mark.parametrize("legacy", [False, True])
 def test_code_in_a_checkpoint_is_not_run(
     legacy: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
