@@ -127,6 +127,7 @@ class Attention(nn.Module):
 
     grep_a: Tensor
     fused: nn.Linear
+    query_bias: nn.Parameter
 
     def __init__(self, sizes: BeatsSizes, table: nn.Embedding) -> None:
         super().__init__()
@@ -138,20 +139,25 @@ class Attention(nn.Module):
         self.grep_a = nn.Parameter(torch.ones(1, self.heads, 1, 1))
 
     def fold(self) -> None:
-        """Fuse queries, keys, values and the gates' two logits a head into one projection.
+        """Fuse queries, the gates' two logits a head, keys and values into one projection.
 
         A gate's logit is the sum of four outputs of ``grep_linear`` of the query, which is linear in the input.
+        Only queries and gates keep a bias: the keys' adds the same to all scores of a query, which softmax
+        cancels, and the values' passes through the weights, which sum to 1, into the output's bias.
         """
         gate = self.grep_linear.weight.double().unflatten(0, (2, 4)).sum(dim=1)
         offset = self.grep_linear.bias.double().unflatten(0, (2, 4)).sum(dim=1)
         heads = (self.heads, self.head_width)
         gates = torch.einsum("gc,hci->hgi", gate, self.q_proj.weight.double().unflatten(0, heads))
         offsets = self.q_proj.bias.double().unflatten(0, heads) @ gate.T + offset
-        parts = (self.q_proj, self.k_proj, self.v_proj)
-        weight = torch.cat([*(part.weight for part in parts), gates.flatten(0, 1).float()])
-        bias = torch.cat([*(part.bias for part in parts), offsets.flatten().float()])
-        self.fused = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
-        self.fused.load_state_dict({"weight": weight, "bias": bias}, assign=True)
+        parts = (self.q_proj.weight, gates.flatten(0, 1).float(), self.k_proj.weight, self.v_proj.weight)
+        weight = torch.cat(parts)
+        self.fused = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+        self.fused.load_state_dict({"weight": weight}, assign=True)
+        bias = torch.cat([self.q_proj.bias, offsets.flatten().float()])
+        self.query_bias = nn.Parameter(bias, requires_grad=False)
+        passed = self.out_proj.weight.double() @ self.v_proj.bias.double()
+        self.out_proj.bias = nn.Parameter((self.out_proj.bias + passed).float(), requires_grad=False)
         for name in ("q_proj", "k_proj", "v_proj", "grep_linear", "relative_attention_bias"):
             delattr(self, name)
 
@@ -161,7 +167,7 @@ class Attention(nn.Module):
         bias: Float[Tensor, "heads distances"],
         padding: Bool[Tensor, "batch tokens"] | None,
     ) -> Float[Tensor, "batch tokens width"]:
-        """Return the attended tokens.
+        """Return what the heads attend to, before the output's projection.
 
         Args:
             x: the block's input.
@@ -170,9 +176,12 @@ class Attention(nn.Module):
         """
         batch, tokens, width = x.shape
         fused = self.fused(x)
-        qkv = fused[..., : 3 * width].unflatten(-1, (3, self.heads, self.head_width)).permute(2, 0, 3, 1, 4)
-        query, key, value = qkv[0], qkv[1].flip(2), qkv[2].flip(2)
-        a, b = fused[..., 3 * width :].sigmoid().unflatten(-1, (self.heads, 2)).permute(3, 0, 2, 1).unbind(0)
+        gates = width + 2 * self.heads
+        biased = fused[..., :gates].add_(self.query_bias)
+        query = biased[..., :width].unflatten(-1, (self.heads, self.head_width)).transpose(1, 2)
+        reverse = fused[..., gates:].flip(1).unflatten(-1, (2, self.heads, self.head_width))
+        key, value = reverse.permute(2, 0, 3, 1, 4).unbind(0)
+        a, b = biased[..., width:].sigmoid().unflatten(-1, (self.heads, 2)).permute(3, 0, 2, 1).unbind(0)
         gate = (a * (b * self.grep_a[..., 0] - 1.0) + 2.0)[..., None]
         distances = bias.unfold(1, tokens, 1)
         hidden = None if padding is None else padding.flip(1)[:, None, None]
@@ -191,7 +200,7 @@ class Attention(nn.Module):
                     query[here, :, part], key[here], value[here], attn_mask=gated
                 )
                 attended[here, part] = made.transpose(1, 2).flatten(2)
-        return self.out_proj(attended)  # type: ignore[no-any-return]
+        return attended
 
 
 def _block(batch: int, heads: int, tokens: int, like: Tensor) -> tuple[int, int]:
@@ -223,9 +232,16 @@ class Layer(nn.Module):
         padding: Bool[Tensor, "batch tokens"] | None,
     ) -> Float[Tensor, "batch tokens width"]:
         """Return the block's output; see ``Attention`` for the arguments."""
-        x = self.self_attn_layer_norm(self.self_attn(x, bias, padding).add_(x, alpha=self.alpha))
+        attended = self.self_attn(x, bias, padding)
+        x = self.self_attn_layer_norm(self._added(x, attended, self.self_attn.out_proj))
         hidden = torch.ops.aten.gelu_(self.fc1(x))
-        return self.final_layer_norm(self.fc2(hidden).add_(x, alpha=self.alpha))  # type: ignore[no-any-return]
+        return self.final_layer_norm(self._added(x, hidden, self.fc2))  # type: ignore[no-any-return]
+
+    def _added(self, x: Tensor, inner: Tensor, linear: nn.Linear) -> Tensor:
+        """Return alpha x + linear(inner), the product added in place to what it would be added to."""
+        total = torch.add(linear.bias, x, alpha=self.alpha)
+        total.flatten(0, 1).addmm_(inner.flatten(0, 1), linear.weight.T)
+        return total
 
 
 class Encoder(nn.Module):

@@ -23,7 +23,7 @@ CFG: dict[str, Any] = {
     "deep_norm": True, "relative_position_embedding": True, "gru_rel_pos": True, "max_distance": 800,
 }  # fmt: skip
 SECONDS, RATE_HZ = 10, 16_000
-BATCH = 4
+BATCH = 8
 SGEMM_SIZE = 2_048
 FBANK_CLIPS = 64
 EMBED_FILES, EMBED_SHARD_ROWS, EMBED_REPEATS = 32, 8, 2
