@@ -28,6 +28,9 @@ class PathsConfig(Section):
     stores: str | None = Field(
         None, description="folder, or s3://bucket/prefix, of the stores; default the artifacts' folder store"
     )
+    store: str | None = Field(
+        None, description="this very store (merged, imported), in place of the one named after its windows"
+    )
 
 
 class FetchConfig(Section):

@@ -9,11 +9,13 @@ import enum
 import importlib
 import logging
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from stages.console import console as _console
+from stages.store_commands import store_app
 
 app = typer.Typer(
     name="ossicle",
@@ -23,7 +25,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-store_app = typer.Typer(help="Look into a store, check it, re-run its teacher.", no_args_is_help=True)
 app.add_typer(store_app, name="store")
 teachers_app = typer.Typer(
     help="List the teachers: what each hears and gives, its licence, where its weights are.",
@@ -34,7 +35,7 @@ app.add_typer(teachers_app, name="teachers")
 # Which extra of the distribution brings a library that the core does without.
 EXTRAS = {"soundfile": "audio", "soxr": "audio", "torchaudio": "audio"}
 EXTRAS |= {"onnx": "deploy", "onnxruntime": "deploy", "onnxscript": "deploy", "onnx_ir": "deploy"}
-EXTRAS |= {"matplotlib": "report", "jinja2": "report", "zarrs": "speed", "h5py": "hdf5"}
+EXTRAS |= {"matplotlib": "report", "jinja2": "report", "zarrs": "speed", "h5py": "hdf5", "obstore": "s3"}
 EXTRAS |= {"pyroomacoustics": "rooms", "ray": "ray", "ai_edge_litert": "tflite", "transformers": "wav2vec2"}
 
 RecipeArgument = Annotated[
@@ -54,13 +55,6 @@ class Engine(enum.StrEnum):
 
     local = "local"
     ray = "ray"
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    # A log has no width of its own: tables are written whole instead of being cut at 80 columns.
-    return Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 160)
 
 
 def _call(stage: str, recipe: str, overrides: list[str] | None, **options: Any) -> Path:
@@ -201,34 +195,6 @@ def show_recipe(
     typer.echo(module.keys() if keys else module.resolved(recipe, set_ or ()))
 
 
-@store_app.command()
-def inspect(recipe: RecipeArgument = "demo", set_: SetOption = None) -> None:
-    """Print what a store holds: rows, arrays, digests, rejects."""
-    _store("inspect", recipe, set_)
-
-
-@store_app.command()
-def verify(
-    recipe: RecipeArgument = "demo",
-    set_: SetOption = None,
-    repair: Annotated[
-        bool, typer.Option("--repair", help="discard damaged shards; ossicle embed makes them anew")
-    ] = False,
-) -> None:
-    """Check every checksum, digest and row; exit 1 if anything is wrong."""
-    _store("verify", recipe, set_, repair=repair)
-
-
-@store_app.command()
-def audit(
-    recipe: RecipeArgument = "demo",
-    set_: SetOption = None,
-    sample: Annotated[int, typer.Option(help="rows to embed again")] = 32,
-) -> None:
-    """Re-run the teacher on a sample of rows and report the agreement."""
-    _store("audit", recipe, set_, sample=sample)
-
-
 @teachers_app.callback()
 def list_teachers(
     context: typer.Context,
@@ -269,23 +235,6 @@ def check_teacher(
 
     module = importlib.import_module("stages.teachers")
     if not module.check(name, set_, console=Console(highlight=False)):
-        raise typer.Exit(1)
-
-
-def _store(action: str, reference: str, overrides: list[str] | None, **options: Any) -> None:
-    """Run a store command on a recipe's store, or on a store's folder."""
-    from pipeline import recipe as recipes
-
-    module = importlib.import_module("stages.store")
-    call: Callable[..., bool] = getattr(module, action)
-    if Path(reference).is_dir():
-        healthy = call(Path(reference), console=_console(), **options)
-    else:
-        loaded = recipes.load(reference, overrides or ())
-        from stages import locations
-
-        healthy = call(locations.store_folder(loaded), console=_console(), recipe=loaded, **options)
-    if not healthy:
         raise typer.Exit(1)
 
 

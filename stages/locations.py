@@ -12,8 +12,8 @@ from pipeline.errors import DigestMismatchError, MissingArtifactError
 from pipeline.recipe import Run
 from pipeline.store import choice, schema
 from pipeline.store.combination import Combination
-from pipeline.store.commits import finished_arrays
-from pipeline.store.location import Place, below
+from pipeline.store.commits import finished_arrays, read_marker
+from pipeline.store.location import Place, below, is_url
 
 # What a run's numbers do not depend on: where it runs, and how many threads it uses.
 _INCIDENTAL = {"device", "threads", "tensorboard"}
@@ -61,10 +61,17 @@ def store_folder(recipe: Recipe) -> Place:
 
     Not named after the recipe: recipes that cut the same windows of the same clips share one store.
     """
+    if recipe.paths.store is not None:
+        return place_of(recipe.paths.store)
     work = artifact.identity("store", store_config(recipe), store_inputs(recipe))
     if recipe.paths.stores is None:
         return artifact.folder_for(root(recipe), "store", "windows", work)
     return below(recipe.paths.stores, artifact.folder_for(Path(), "store", "windows", work).name)
+
+
+def place_of(text: str) -> Place:
+    """Return what a recipe or a command line calls a place: a folder or a URL."""
+    return text if is_url(text) else Path(text)
 
 
 def run_config(run: Run) -> dict[str, Any]:
@@ -88,8 +95,11 @@ def run_inputs(run: Run) -> dict[str, str]:
     """
     recipe = run.recipe
     place = store_folder(recipe)
-    work = artifact.identity("store", store_config(recipe), store_inputs(recipe))
     meta = schema.read_meta(place)
+    if recipe.paths.store is None:
+        work = artifact.identity("store", store_config(recipe), store_inputs(recipe))
+    else:
+        work = read_marker(place, run=f"make embed RECIPE={recipe.name}").digest
     finished = finished_arrays(place)
     frontend = schema.frontend_digest(recipe.embed.frontend)
     # An array that an interrupted run left unfinished is no candidate, once another is complete.

@@ -9,8 +9,9 @@ import pandas
 
 from pipeline import artifact
 from pipeline.errors import DigestMismatchError, StoreError
+from pipeline.store.incoming import Incoming
 from pipeline.store.location import Location
-from pipeline.store.object_store import ObjectPrefix
+from pipeline.store.object_store import ObjectPrefix, RemoteIncoming
 from pipeline.store.schema import (
     CLIPS_FILE,
     STORE_FILE,
@@ -21,6 +22,11 @@ from pipeline.store.schema import (
     read_meta,
     rows_digest,
 )
+
+
+def incoming_of(location: Location) -> Any:
+    """Return what puts a writer's files in place there."""
+    return RemoteIncoming(location) if isinstance(location, ObjectPrefix) else Incoming(location.folder)
 
 
 def check_plan(rows: pandas.DataFrame) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from pipeline.artifact import write_bytes
 from pipeline.errors import StoreError
@@ -17,7 +17,6 @@ from pipeline.errors import StoreError
 Place = Path | str
 
 
-@runtime_checkable
 class Location(Protocol):
     """The files below one folder or prefix."""
 
@@ -109,7 +108,7 @@ def at(place: Place | Location) -> Location:
         StoreError: a URL of another kind than ``s3://``.
         MissingDependencyError: the extra ``s3`` is not installed.
     """
-    if isinstance(place, Location):
+    if not isinstance(place, (str, Path)):
         return place
     if not is_url(place):
         return LocalFolder(Path(place))

@@ -85,8 +85,8 @@ class NpyLogits:
         StoreError: another shape or type, names that do not fit it, or a pickle.
     """
 
-    top_k = None
-    note = ""
+    top_k: int | None = None
+    note: str = ""
 
     def __init__(self, path: Path, names: Path, activation: Activation = "logits") -> None:
         _refuse_pickle(names)
@@ -130,7 +130,7 @@ class TopKHdf5Logits:
         StoreError: an index that does not fit it.
     """
 
-    note = (
+    note: str = (
         "the file holds no tail: each dropped class is given the smallest kept probability shared over all "
         "dropped ones, as its authors' reader does; its clips were augmented before the teacher heard them"
     )
@@ -155,7 +155,7 @@ class TopKHdf5Logits:
                 expected=f"topk_values and topk_indexes of one shape, k below {classes}",
                 got=f"{shape} and {self._indices.shape}",
             )
-        self.top_k = int(shape[1])
+        self.top_k: int | None = int(shape[1])
         self.entries = _entries_of(read_names(index), shape[0], index)
         self.digest = _combined(file_digest(path), file_digest(index), f"{activation} {classes}")
 

@@ -181,17 +181,6 @@ class RemoteIncoming:
     def close(self) -> None:
         """Nothing is held."""
 
-    def stage(self, content: bytes) -> bytes:
-        """Return what ``place`` will put."""
-        return content
-
-    def place(self, staged: bytes, name: str) -> None:
-        """PUT what was staged."""
-        self.location.write(name, staged)
-
-    def drop(self, staged: bytes) -> None:
-        """Forget what was staged."""
-
     def write(self, name: str, content: bytes) -> None:
         """PUT ``content``."""
         self.location.write(name, content)

@@ -17,20 +17,19 @@ import pandas
 from pipeline import artifact
 from pipeline.errors import StoreError
 from pipeline.store import encoding, tables, zarr_layout
-from pipeline.store.admission import check_plan, check_rows, describe
+from pipeline.store.admission import check_plan, check_rows, describe, incoming_of
 from pipeline.store.commits import (
     commit_name,
     derive_tables,
     described_files,
+    parse_commit,
     read_commit,
     read_commits,
     read_marker,
     record_bytes,
 )
 from pipeline.store.commits import finished_arrays as finished_arrays
-from pipeline.store.incoming import Incoming
 from pipeline.store.location import Location, Place, at
-from pipeline.store.object_store import ObjectPrefix, RemoteIncoming
 from pipeline.store.schema import (
     CLIPS_FILE,
     OK,
@@ -59,7 +58,7 @@ class StoreWriter:
         self.rows: pandas.DataFrame = tables.load(self.location, CLIPS_FILE)
         check_rows(self.location, self.meta, self.rows)
         self._encoders: dict[tuple[str, str], zarr_layout.ShardEncoder] = {}
-        self._incoming = _incoming(self.location)
+        self._incoming = incoming_of(self.location)
 
     @property
     def folder(self) -> Path:
@@ -91,7 +90,7 @@ class StoreWriter:
         check_plan(rows)
         rows = tables.round_trip(rows.drop(columns=["status"], errors="ignore"))
         meta = meta.model_copy(update={"rows": len(rows), "rows_digest": rows_digest(rows)})
-        incoming = _incoming(location)
+        incoming = incoming_of(location)
         try:
             # Ranks that start together: a late one must not undo what a quick one has finished.
             with incoming.exclusive():
@@ -167,9 +166,7 @@ class StoreWriter:
     def is_committed(self, spec: ArraySpec, shard: int) -> bool:
         """Whether ``shard`` of ``spec`` has a commit record and its files have their sizes."""
         record = read_commit(self.location, spec, shard)
-        if record is None:
-            return False
-        return all(self.location.size(name) == file["bytes"] for name, file in record["files"].items())
+        return record is not None and self._is_whole(record)
 
     def write_shard(
         self,
@@ -194,13 +191,13 @@ class StoreWriter:
         """
         start, stop = self.meta.bounds(shard)
         # A row that another array lacks is missing here too, whether they were written together or a kill apart.
-        known = [read_commit(self.location, spec, shard) for spec in self.meta.arrays]
-        earlier = [reject for one in known if one for reject in one["rejects"]]
+        known = self._records(shard)
+        earlier = [reject for one in known.values() for reject in one["rejects"]]
         table = tables.merge_rejects(None, [*rejects, *earlier])
         rejected = self._positions(shard, table["row"])
         for path, values in arrays.items():
             spec = self.meta.find(path)
-            if self.is_committed(spec, shard):
+            if path in known and self._is_whole(known[path]):
                 continue
             if values.shape != (stop - start, *spec.row_shape):
                 raise StoreError(
@@ -336,6 +333,18 @@ class StoreWriter:
         self._incoming.write(artifact.MARKER, marker)
         return read_marker(self.location)
 
+    def _is_whole(self, record: dict[str, Any]) -> bool:
+        return all(self.location.size(name) == file["bytes"] for name, file in record["files"].items())
+
+    def _records(self, shard: int) -> dict[str, dict[str, Any]]:
+        """Return array path to commit record, of the arrays that have one of ``shard``."""
+        names = [commit_name(spec, shard) for spec in self.meta.arrays]
+        return {
+            spec.path: parse_commit(content, self.location, spec, shard)
+            for spec, content in zip(self.meta.arrays, self.location.read_many(names), strict=True)
+            if content is not None
+        }
+
     def _positions(self, shard: int, rows: Iterable[int]) -> numpy.ndarray:
         start, stop = self.meta.bounds(shard)
         found = numpy.array(list(rows), dtype=numpy.int64) - start
@@ -364,6 +373,12 @@ class StoreWriter:
         return found
 
     def _commit(self, spec: ArraySpec, shard: int, files: dict[str, bytes], record: dict[str, Any]) -> None:
+        if self.location.remote:
+            # Nothing to lock or to rename: whoever makes this shard puts the same bytes, the record last.
+            for name, content in files.items():
+                self.location.write(name, content)
+            self.location.write(commit_name(spec, shard), record_bytes(record))
+            return
         staged = {name: self._incoming.stage(content) for name, content in files.items()}
         with self._incoming.exclusive():
             if self.is_committed(spec, shard):
@@ -381,7 +396,3 @@ class StoreWriter:
             description = self.location.read(f"{spec.path}/{name}/zarr.json")
             self._encoders[key] = zarr_layout.ShardEncoder(description)
         return self._encoders[key].encode(shard, start, rows)
-
-
-def _incoming(location: Location) -> Any:
-    return RemoteIncoming(location) if isinstance(location, ObjectPrefix) else Incoming(location.folder)

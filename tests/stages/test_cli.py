@@ -27,7 +27,14 @@ OPTIONS = {
     "teachers check": ["name", "--set"],
     "store inspect": ["recipe", "--set"],
     "store verify": ["recipe", "--set", "--repair"],
-    "store audit": ["recipe", "--set", "--sample"],
+    "store audit": ["recipe", "--set", "--sample", "--seed", "--min-cosine", "--max-difference"],
+    "store merge": ["stores", "--out"],
+    "store join": [
+        "recipe", "file", "--teacher", "--names", "--ids", "--activation", "--classes", "--dtype", "--licence",
+        "--citation", "--set",
+    ],
+    "store export-hdf5": ["recipe", "file", "--set"],
+    "store import-hdf5": ["file", "out"],
 }
 
 

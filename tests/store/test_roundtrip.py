@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy
@@ -12,11 +13,13 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import logsumexp, softmax
 
+from pipeline.errors import DigestMismatchError, StoreError
 from pipeline.store import zarr_layout
 from pipeline.store.reader import StoreReader
 from pipeline.store.writer import StoreWriter
-from tests.store import made_store
+from tests.store import every_kind, made_store
 
 
 def expected(values: numpy.ndarray, rejected: tuple[int, ...]) -> numpy.ndarray:
@@ -61,16 +64,78 @@ def test_plain_zarr_opens_it(tmp_path: Path) -> None:
         assert group[spec.data_name].metadata.zarr_format == 3
 
 
-def test_tensorstore_opens_it(tmp_path: Path) -> None:
+def members_of_every_kind(folder: Path) -> Iterator[tuple[Path, numpy.ndarray]]:
+    """Yield each member's folder and what StoreReader reads of it, all shards."""
+    reader = StoreReader(every_kind.make_store(folder))
+    for spec in reader.meta.arrays:
+        shards = [reader.read_members(spec, shard) for shard in range(reader.meta.shards)]
+        for name in shards[0]:
+            yield folder / spec.path / name, numpy.concatenate([shard[name] for shard in shards])
+
+
+def same_bits(found: numpy.ndarray, wanted: numpy.ndarray) -> bool:
+    """Whether every bit is equal, NaN's included."""
+    return found.dtype == wanted.dtype and found.shape == wanted.shape and found.tobytes() == wanted.tobytes()
+
+
+def test_tensorstore_reads_every_kind_bit_equal(tmp_path: Path) -> None:
     tensorstore = pytest.importorskip(
         "tensorstore", reason="tensorstore, a second Zarr reader, is not installed"
     )
-    made = made_store.content(45, rejected=(3,))
-    folder = made_store.make_store(tmp_path / "s", made)
-    path = folder / StoreReader(folder).spectrogram.path / "log_mel"
-    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}}
-    found = tensorstore.open(spec).result().read().result()
-    numpy.testing.assert_array_equal(found, expected(made.log_mel, (3,)))
+    read = 0
+    for path, wanted in members_of_every_kind(tmp_path / "s"):
+        spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}}
+        assert same_bits(tensorstore.open(spec).result().read().result(), wanted), path
+        read += 1
+    assert read == 12
+
+
+@pytest.mark.parametrize("pipeline", [zarr_layout.OWN_PIPELINE, zarr_layout.FAST_PIPELINE])
+def test_both_codec_pipelines_read_every_kind_bit_equal(tmp_path: Path, pipeline: str) -> None:
+    if pipeline == zarr_layout.FAST_PIPELINE:
+        pytest.importorskip("zarrs", reason="zarrs, a second Zarr reader, is not installed (the extra speed)")
+    for path, wanted in members_of_every_kind(tmp_path / "s"):
+        with zarr.config.set({"codec_pipeline.path": pipeline}):
+            array = zarr.open_array(path, mode="r", zarr_format=3)
+        assert type(array._async_array.codec_pipeline).__name__ == pipeline.rsplit(".")[-1]
+        assert same_bits(numpy.asarray(array[:]), wanted), path
+
+
+def test_every_kind_comes_back_as_it_was_cast(tmp_path: Path) -> None:
+    reader = StoreReader(every_kind.make_store(tmp_path / "s"))
+    for spec in every_kind.specs():
+        exact = every_kind.values()[spec.path]
+        found = numpy.concatenate([reader.read_array(spec, shard) for shard in range(reader.meta.shards)])
+        assert numpy.isnan(found[list(every_kind.REJECTED)]).all()
+        good = [row for row in range(every_kind.ROWS) if row not in every_kind.REJECTED]
+        if spec.top_k is not None:
+            for row in good:
+                largest = numpy.argsort(-exact[row])[: every_kind.TOP_K]
+                numpy.testing.assert_array_equal(found[row, largest], exact[row, largest])
+                assert len(set(numpy.delete(found[row], largest))) == 1
+                assert logsumexp(found[row]) == pytest.approx(logsumexp(exact[row]), rel=1e-5)
+        elif spec.dtype != "uint8":
+            numpy.testing.assert_array_equal(found[good], exact[good].astype(spec.dtype))
+    lost = reader.artifact.summary["arrays"][next(s.path for s in every_kind.specs() if s.top_k)]["lost_mass"]
+    exact = every_kind.values()[next(s.path for s in every_kind.specs() if s.top_k)][good].astype(float)
+    dropped = 1 - numpy.sort(softmax(exact, axis=1), axis=1)[:, -every_kind.TOP_K :].sum(axis=1)
+    assert lost == pytest.approx({"mean": dropped.mean(), "largest": dropped.max()}, rel=1e-5)
+
+
+def test_an_array_is_named_by_teacher_and_output(tmp_path: Path) -> None:
+    folder = every_kind.make_store(tmp_path / "s")
+    specs = every_kind.specs()
+    by_path = {spec.path: spec for spec in specs}
+    assert len(by_path) == len(specs)
+    for name, wanted in (("linear", specs[1]), ("linear:layer.2", specs[6]), ("linear:layer.0", specs[7])):
+        assert StoreReader(folder, teacher=name).embedding == wanted
+        assert StoreReader(folder, teacher=wanted.digest[:12]).embedding == wanted
+    assert specs[1].digest == made_store.TEACHER_DIGEST  # an embedding's digest is its teacher's, as ever
+    with pytest.raises(StoreError, match="2 embedding arrays fit"):
+        StoreReader(folder, teacher="linear:logits")
+    assert StoreReader(folder, teacher=specs[4].digest).embedding.top_k == every_kind.TOP_K
+    with pytest.raises(DigestMismatchError, match=r"no embedding array for linear:layer\.1"):
+        StoreReader(folder, teacher="linear:layer.1")
 
 
 def test_without_zarrs_the_same_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
