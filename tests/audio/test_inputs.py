@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import pytest
 from pydantic import TypeAdapter
 
 from pipeline.audio.inputs import Collected, collect
+from pipeline.config import Recipe
 from pipeline.errors import ConfigError, Hdf5Error, ManifestError
-from pipeline.input_config import Input
+from pipeline.input_config import MODEL_OF_KIND, Input
 from tests.audio import audioset_folder, pack_writer
 
 IDS = audioset_folder.IDS
@@ -269,3 +271,16 @@ def test_two_inputs_of_one_name_keep_two_roots(tmp_path: Path) -> None:
     found = collect(inputs)
     assert found.roots == {"clips": tmp_path / "a" / "clips", "clips-2": tmp_path / "b" / "clips"}
     assert [(c.root, c.dataset) for c in found.candidates] == [("clips", "clips"), ("clips-2", "clips")]
+
+
+def test_every_recipe_on_the_page_of_inputs_is_valid_and_every_kind_is_on_it() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "inputs.md").read_text()
+    blocks = [block.split("```")[0] for block in page.split("```toml")[1:]]
+    kinds = {
+        source.kind
+        for block in blocks
+        for source in Recipe.model_validate(tomllib.loads(block)).manifest.inputs
+    }
+    assert kinds >= {"folder", "csv", "audioset", "panns_hdf5", "mp3_hdf5"}
+    assert all(f'"{kind}"' in page or f"`{kind}`" in page for kind in MODEL_OF_KIND)
+    assert len(blocks) >= 10
