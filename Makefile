@@ -9,7 +9,7 @@ OSSICLE := $(BIN)/ossicle
 ARGS    = $(RECIPE) $(foreach s,$(SET),--set $(s)) $(if $(AUDIO),--set fetch.audio_folder=$(abspath $(AUDIO)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo fetch manifest embed distill export evaluate benchmark report test check bench fixtures quality doctor clean
+.PHONY: help setup demo fetch manifest finetune embed distill export evaluate benchmark report test check bench fixtures quality doctor clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -30,7 +30,7 @@ setup: $(VENV)/.ready  ## build .venv with everything the demo needs
 demo: setup  ## real audio and a real teacher to a distilled int8 model and a report (AUDIO=folder for your own sound)
 	$(OSSICLE) demo $(ARGS)
 
-fetch manifest embed distill export evaluate benchmark report: setup  ## one stage of a recipe: make distill RECIPE=demo SET="student.name=micronet_m0"
+fetch manifest finetune embed distill export evaluate benchmark report: setup  ## one stage of a recipe: make distill RECIPE=demo SET="student.name=micronet_m0"
 	$(OSSICLE) $@ $(ARGS)
 
 quality: setup  ## the figures of README: three seeds, controls, the thesis's students (SET="evaluate.audio_roots.esc10=FOLDER")
