@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.config import TeacherConfig, digest
+from pipeline.config import Section, TeacherConfig, digest
 from pipeline.errors import ConfigError, WeightsError, near_matches
+from pipeline.teachers import options
 from pipeline.teachers.base import EMBEDDING_ONLY
 
 CODE_VERSION = "tiny/1"
@@ -94,6 +96,12 @@ class TinyTeacher:
         return {name: made[name] for name in outputs}
 
 
+class TinyOptions(Section):
+    """The tiny teacher's own keys."""
+
+    seed: int = Field(0, ge=0, description="of the projection: another seed is another teacher")
+
+
 def build_tiny(
     config: TeacherConfig, *, weights: Path | None = None, cache: Path | None = None
 ) -> TinyTeacher:
@@ -101,7 +109,7 @@ def build_tiny(
 
     Raises:
         WeightsError: a weights file was given.
-        ConfigError: another device or dtype was asked for.
+        ConfigError: another device or dtype was asked for, or an option that it does not have.
     """
     if weights is not None:
         raise WeightsError("teacher 'tiny' has no weights file", got=str(weights))
@@ -109,4 +117,4 @@ def build_tiny(
         raise ConfigError(
             "teacher 'tiny' runs on the CPU in float32", got=f"device {config.device}, dtype {config.dtype}"
         )
-    return TinyTeacher()
+    return TinyTeacher(options.parse(TinyOptions, "tiny", config.options).seed)
