@@ -12,6 +12,8 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pipeline.errors import Hdf5Error, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -51,8 +53,29 @@ def opened(path: Path) -> h5py.File:
 
 
 def has(file: h5py.File, name: str) -> bool:
-    """Whether the root of ``file`` names ``name``, be it a dataset or not; no link is followed."""
-    return bool(file.id.links.exists(name.encode()))
+    """Whether the root of ``file`` names ``name``, be it a dataset or not; no link is followed.
+
+    Raises:
+        Hdf5Error: the root is damaged.
+    """
+    try:
+        return bool(file.id.links.exists(name.encode()))
+    except READING as error:
+        raise Hdf5Error(f"{file.filename} is damaged", got=_one_line(error)) from error
+
+
+def rows_of(dataset: h5py.Dataset, rows: slice | int) -> np.ndarray:
+    """Return rows of a checked dataset.
+
+    Raises:
+        Hdf5Error: they cannot be read.
+    """
+    where = "an HDF5 file that was closed"
+    try:
+        where = f"{dataset.file.filename}: {dataset.name}"
+        return np.asarray(dataset[rows])
+    except READING as error:
+        raise Hdf5Error(f"{where} cannot be read", got=_one_line(error)) from error
 
 
 def checked_dataset(

@@ -155,10 +155,7 @@ class Pack:
     def _row(self, row: int) -> np.ndarray:
         if not 0 <= row < self.rows:
             raise Hdf5Error(f"{self.path} has no row {row}", expected=f"0 to {self.rows - 1}")
-        try:
-            return np.asarray(self._sound[row])
-        except hdf5_guard.READING as error:
-            raise Hdf5Error(f"{self.path}: row {row} cannot be read", got=error) from error
+        return hdf5_guard.rows_of(self._sound, row)
 
 
 def index_rows(path: Path) -> Iterator[IndexRow]:
@@ -174,7 +171,10 @@ def index_rows(path: Path) -> Iterator[IndexRow]:
         )
         _same_length(packs, int(places.shape[0]))
         blocks = _blocks(int(places.shape[0]))
-        columns = ((packs[a:b], places[a:b]) for a, b in blocks)
+        columns = (
+            (hdf5_guard.rows_of(packs, slice(a, b)), hdf5_guard.rows_of(places, slice(a, b)))
+            for a, b in blocks
+        )
         flat = ((name, row) for names, rows in columns for name, row in zip(names, rows, strict=True))
         for entry, (pack, row) in zip(_table(file, int(places.shape[0]), str(path)), flat, strict=True):
             yield IndexRow(entry.name, entry.classes, _text(pack), int(row))
@@ -204,8 +204,9 @@ def _table(file: h5py.File, rows: int, where: str) -> Iterator[PackRow]:
                 expected=f"{CLASSES} booleans, or their {(CLASSES + 7) // 8} packed bytes",
             )
     for first, last in _blocks(rows):
-        found = names[first:last]
-        hot = [None] * len(found) if targets is None else _classes(targets[first:last])
+        place = slice(first, last)
+        found = hdf5_guard.rows_of(names, place)
+        hot = [None] * len(found) if targets is None else _classes(hdf5_guard.rows_of(targets, place))
         for offset, (name, classes) in enumerate(zip(found, hot, strict=True)):
             yield PackRow(first + offset, _text(name), classes)
 

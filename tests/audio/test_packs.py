@@ -284,3 +284,34 @@ def test_each_process_opens_its_own_and_once(folder: Path, monkeypatch: pytest.M
     opened.get(folder / "mp3.hdf")
     with pytest.raises(Hdf5Error):
         again.waveform(0)
+
+
+@pytest.mark.parametrize("kind", ["waveform", "mp3"])
+def test_damaged_packs_give_rows_or_one_clear_error(tmp_path: Path, kind: str) -> None:
+    if kind == "mp3":
+        whole = pack_writer.write_mp3(tmp_path / "a.h5", audioset_folder.clips("mp3", 0.1)).read_bytes()
+    else:
+        whole = pack_writer.write_panns(
+            tmp_path / "a.h5", audioset_folder.clips("wav", 0.05), samples=3_200
+        ).read_bytes()
+    generator = np.random.default_rng(1)
+    outcomes = {"whole": 0, "refused": 0}
+    for number in range(150):
+        damaged = bytearray(whole)
+        # The structure lies in the first 12 kB, and most of what breaks is there.
+        for place in generator.integers(0, min(12_000, len(whole)) if number % 2 else len(whole), 4):
+            damaged[place] = generator.integers(0, 256)
+        (tmp_path / "x.h5").write_bytes(damaged)
+        try:
+            pack = packs.Pack(tmp_path / "x.h5")
+            try:
+                list(pack.table())
+                for row in range(min(pack.rows, 6)):
+                    _ = pack.mp3(row) if pack.kind == "mp3" else pack.waveform(row)
+            finally:
+                pack.close()
+            outcomes["whole"] += 1
+        except Hdf5Error as error:
+            assert str(error)
+            outcomes["refused"] += 1
+    assert outcomes["whole"] > 10 and outcomes["refused"] > 5

@@ -94,3 +94,18 @@ def test_the_digest_depends_on_values_and_not_on_order() -> None:
 def test_canonical_json_refuses_nan() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         canonical_json({"a": float("nan")})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('kind = "csv"\npth = "a.csv"', "unknown key; did you mean path"),
+        ('kind = "cvs"\npath = "a.csv"', "no such kind; did you mean csv"),
+        ('path = "a.csv"', "an input without a kind; known: folder, csv"),
+        ('kind = "fma"\nroot = "x"\nsubset = "smal"', "fma has no subset 'smal'"),
+        ('kind = "dear"\nroot = "x"\nlists = "y"', "dear takes no lists"),
+    ],
+)
+def test_a_wrong_input_is_told_by_name(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        recipes.load(write(tmp_path, f"[[manifest.inputs]]\n{text}\n"))
