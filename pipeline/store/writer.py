@@ -28,7 +28,6 @@ from pipeline.store.commits import (
     read_marker,
     record_bytes,
 )
-from pipeline.store.commits import finished_arrays as finished_arrays
 from pipeline.store.location import Location, Place, at
 from pipeline.store.schema import (
     CLIPS_FILE,
