@@ -14,6 +14,7 @@ from stages import cli
 OPTIONS = {
     "fetch": ["recipe", "name", "--from", "--trust-sha256", "--set"],
     "manifest": ["recipe", "--set"],
+    "finetune": ["recipe", "--set", "--only"],
     "embed": ["recipe", "--set", "--engine"],
     "distill": ["recipe", "--set", "--only"],
     "export": ["recipe", "--set", "--only"],
