@@ -6,6 +6,7 @@ import signal
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -72,7 +73,7 @@ def members_of(recipe: Recipe, manifest: Manifest, only: tuple[str, ...] = ()) -
     """Return the chosen members, finished ones too; arguments and errors as in ``run``."""
     made = [
         _member(one, fold, manifest)
-        for one in recipes.expand(recipe)
+        for one in _runs(recipe)
         for fold in one.recipe.finetune.held_out_folds or (None,)
     ]
     known = {m.label for m in made} | {m.run.name for m in made} | {m.run.label for m in made}
@@ -83,6 +84,14 @@ def members_of(recipe: Recipe, manifest: Manifest, only: tuple[str, ...] = ()) -
             )
     chosen = set(only)
     return [m for m in made if not chosen or chosen & {m.label, m.run.name, m.run.label}]
+
+
+def _runs(recipe: Recipe) -> list[Run]:
+    """Return the recipe's runs; where it lists none, the one is called after what is trained."""
+    runs, teacher = recipes.expand(recipe), recipe.finetune.teacher
+    if recipe.runs or teacher is None:
+        return runs
+    return [replace(one, name=teacher.name.split(":")[0]) for one in runs]
 
 
 def _member(run: Run, fold: int | None, manifest: Manifest) -> Member:

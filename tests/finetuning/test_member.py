@@ -168,6 +168,7 @@ def test_a_head_alone_learns_on_a_frozen_teacher(
     steps = {"steps": 60 if not keys else 15, "clip_seconds": 0.5}
     given = {"teacher": {"name": "tiny"}, "trained": "head", **steps, **keys}
     one = train(recipe(tmp_path, table, finetune=given), manifest)
+    assert one.label == "tiny-seed0-fold1"
     found = np.load(one.folder / "held_out.npz")
     assert accuracy_score(found["truth"], found["logits"].argmax(axis=1)) > 0.6
     teacher = build_teacher(TeacherConfig(name=f"run:{one.folder}"))
