@@ -61,8 +61,9 @@ def export_run(job: Job) -> dict[str, Any]:
     student = load_student(job.run_folder).eval()
     description = read_description(job.run_folder)
     metadata = metadata_of(description, job)
-    mels, mean, std = description.frontend.mels, description.mean, description.std
-    inputs = log_mel_inputs(mels, mean, std)
+    reader = StoreReader(job.store_folder, frontend=description.frontend)
+    rows = read_rows(reader, calibration=job.settings.calibration_clips)
+    inputs = log_mel_inputs(rows.held_out)
     report: dict[str, Any] = {}
 
     export_student(student, job.folder / FP32, metadata=metadata, opset=job.settings.opset)
@@ -82,8 +83,6 @@ def export_run(job: Job) -> dict[str, Any]:
         "int8": None,
     }
     if job.settings.int8:
-        reader = StoreReader(job.store_folder, frontend=description.frontend)
-        rows = read_rows(reader, calibration=job.settings.calibration_clips)
         found = int8.quantise(
             job.folder / FP32, job.folder, rows=rows, config=job.settings, metadata=metadata
         )

@@ -50,10 +50,10 @@ def read_rows(reader: StoreReader, *, calibration: int, held_out: int = 256) -> 
         split, compared = "train", training[calibration:]
     if calibration < 1 or len(compared) < 2 or not training:
         raise StoreError(
-            "too few usable rows to calibrate int8",
+            "too few usable rows to compare exported files on, and to calibrate int8",
             expected="at least 1 training row and 2 held-out rows",
             got=f"{len(training)} training and {len(validation)} validation rows",
-            run="ossicle embed with more audio, or --set export.int8=false",
+            run="ossicle embed with more audio",
         )
     return CalibrationRows(np.stack(training[:calibration]), np.stack(compared[:held_out]), split)
 

@@ -77,8 +77,19 @@ def test_the_gate_uses_shapes_that_the_export_never_saw() -> None:
     assert len({batch for batch, _ in BATCHES_AND_FRAMES}) >= 2
 
 
+def test_the_gates_inputs_are_stored_rows_joined_in_time() -> None:
+    rows = tiny.noise_rows()
+    columns = {column.tobytes() for row in rows[:, 0] for column in row.T}
+    made = log_mel_inputs(rows)
+    assert [array.shape for array in made] == [(b, 1, tiny.MELS, t) for b, t in BATCHES_AND_FRAMES]
+    assert all(column.tobytes() in columns for array in made for row in array[:, 0] for column in row.T)
+    joined = np.concatenate([row[0] for row in rows], axis=1)
+    np.testing.assert_array_equal(made[0][0, 0], joined[:, :64])
+    assert not np.array_equal(made[3][0], made[3][1])
+
+
 def test_parity_reports_the_difference_at_every_shape(student: tiny.TinyStudent, fp32: Path) -> None:
-    inputs = log_mel_inputs(tiny.MELS, tiny.MEAN, tiny.STD)
+    inputs = log_mel_inputs(tiny.noise_rows())
     parity = check_parity(student, fp32, inputs, tolerance=1e-4)
     assert [s.shape for s in parity.shapes] == [(b, 1, tiny.MELS, t) for b, t in BATCHES_AND_FRAMES]
     # 1e-6 is what float32 sums in another order give; 0 everywhere would mean that nothing was compared.
@@ -95,15 +106,13 @@ def test_a_changed_weight_is_refused_with_numbers(
     bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(0.01), bias.name))
     onnx.save(model, str(tmp_path / "changed.onnx"))
     with pytest.raises(ParityError, match="differs from torch") as caught:
-        check_parity(
-            student, tmp_path / "changed.onnx", log_mel_inputs(tiny.MELS, tiny.MEAN, tiny.STD), tolerance=1e-4
-        )
+        check_parity(student, tmp_path / "changed.onnx", log_mel_inputs(tiny.noise_rows()), tolerance=1e-4)
     assert "1.000e-02" in str(caught.value.got)
 
 
 def test_a_baked_length_is_refused(tmp_path: Path) -> None:
     baked = tiny.BakedLength().eval()
-    inputs = log_mel_inputs(tiny.MELS, tiny.MEAN, tiny.STD)
+    inputs = log_mel_inputs(tiny.noise_rows())
 
     def export_and_compare() -> None:
         # Some versions of the exporter refuse the branch themselves; both are a refusal with a reason.
@@ -118,12 +127,12 @@ def test_a_baked_length_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_of_another_width_is_refused(fp32: Path) -> None:
     with pytest.raises(ParityError, match="another output shape"):
-        check_runs(fp32, log_mel_inputs(tiny.MELS, 0.0, 1.0), embedding_dim=tiny.DIM + 1)
+        check_runs(fp32, log_mel_inputs(tiny.noise_rows()), embedding_dim=tiny.DIM + 1)
 
 
 def test_an_input_it_cannot_take_is_a_parity_error(fp32: Path) -> None:
     with pytest.raises(ParityError, match="does not run"):
-        check_runs(fp32, log_mel_inputs(tiny.MELS + 1, 0.0, 1.0), embedding_dim=tiny.DIM)
+        check_runs(fp32, log_mel_inputs(tiny.noise_rows(tiny.MELS + 1)), embedding_dim=tiny.DIM)
 
 
 def test_a_refused_network_is_named_and_leaves_no_file(tmp_path: Path) -> None:

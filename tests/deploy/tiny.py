@@ -19,6 +19,12 @@ MELS, FRAMES, MEAN, STD, DIM = 16, 24, -5.0, 2.5, 6
 FRONTEND = LogMelConfig(mels=MELS)
 
 
+def noise_rows(mels: int = MELS, mean: float = MEAN, std: float = STD, seed: int = 0) -> np.ndarray:
+    """Return 7 seeded rows (7, 1, mels, 24) float32 of the student's distribution."""
+    drawn = np.random.default_rng(seed).standard_normal((7, 1, mels, FRAMES))
+    return (mean + std * drawn).astype(np.float32)
+
+
 class TinyStudent(nn.Module):
     """Normalisation, two convolutions with ReLU, mean over the map, a linear layer."""
 
