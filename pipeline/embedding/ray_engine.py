@@ -18,7 +18,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.embedding.pool import MAX_DEATHS, SHARDS_AHEAD, WORKER_ENVIRONMENT, WorkerError
+from pipeline.embedding.pool import (
+    MAX_DEATHS,
+    SHARDS_AHEAD,
+    WORKER_ENVIRONMENT,
+    WorkerError,
+    worker_environment,
+)
 from pipeline.embedding.shard import EmbedWork
 from pipeline.embedding.worker import Message, ShardWorker, failed
 from pipeline.errors import MissingDependencyError, OssicleError
@@ -139,7 +145,6 @@ def embed_shards(
             max_restarts=MAX_DEATHS,
             max_task_retries=MAX_DEATHS,
             max_concurrency=SHARDS_AHEAD,
-            runtime_env={"env_vars": WORKER_ENVIRONMENT},
         )
         actors = [kind.remote(work, str(Path.cwd())) for _ in range(count)]
         try:
@@ -194,29 +199,43 @@ def _cluster(ray: Any, workers: int, shards: int) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    quiet = {"log_to_driver": False, "logging_level": logging.WARNING, "configure_logging": False}
-    if address := os.environ.get("RAY_ADDRESS"):
-        try:
-            ray.init(**quiet)
-        except (ConnectionError, ray.exceptions.RayError) as error:
-            raise WorkerError(
-                f"no Ray cluster can be reached at RAY_ADDRESS={address}",
-                got=" ".join(str(error).split())[:300],
-                run="ray status; where the cluster asks for a token, export RAY_AUTH_MODE=token first",
-            ) from error
-    else:
-        cores = len(os.sched_getaffinity(0))
-        ray.init(
-            address="local",
-            num_cpus=max(1, min(workers or cores, shards)),
-            include_dashboard=False,
-            object_store_memory=LOCAL_OBJECT_STORE_BYTES,
-            **quiet,
-        )
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        _connect(ray, max(1, min(workers or len(os.sched_getaffinity(0)), shards)), attach=bool(address))
+    except (OSError, RuntimeError, ray.exceptions.RayError) as error:
+        raise WorkerError(
+            f"no Ray cluster can be reached at RAY_ADDRESS={address}"
+            if address
+            else "Ray did not start here",
+            got=" ".join(str(error).split())[:300],
+            run="ray status; where the cluster asks for a token, export RAY_AUTH_MODE=token first"
+            if address
+            else "ossicle embed, without --engine ray; Ray's reasons are in /tmp/ray/session_latest/logs",
+        ) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _connect(ray: Any, workers: int, attach: bool) -> None:
+    quiet: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": logging.WARNING,
+        "configure_logging": False,
+    }
+    if attach:
+        ray.init(runtime_env={"env_vars": WORKER_ENVIRONMENT}, **quiet)
+        return
+    # Inherited, and not a runtime_env: workers that Ray starts ahead have none, and would be thrown away.
+    with worker_environment():
+        ray.init(
+            address="local",
+            num_cpus=workers,
+            include_dashboard=False,
+            object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+            **quiet,
+        )
 
 
 def _ray() -> Any:
