@@ -58,25 +58,26 @@ class ResponseFolder:
 
     Args:
         folder: searched with all below it for wav, flac, ogg, aiff, mp3.
+        key: of the recipe that names it, for messages.
 
     Raises:
         ConfigError: no folder, no response in it, or one that cannot be used.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: Path, key: str = "embed.views.device.folder") -> None:
+        self.folder, self.key = Path(folder), key
         if not self.folder.is_dir():
             raise ConfigError(
-                f"embed.views.device.folder: {self.folder} is no folder",
+                f"{key}: {self.folder} is no folder",
                 expected="a folder of impulse responses (wav, flac)",
-                run="set embed.views.device.folder, or embed.views.device.probability=0",
+                run=f"set {key}, or its probability to 0",
             )
         found = {response.digest: response for response in reversed(list(self._responses()))}
         if not found:
             raise ConfigError(
-                f"embed.views.device.folder: {self.folder} holds no impulse response",
+                f"{key}: {self.folder} holds no impulse response",
                 expected="wav or flac files of one response each",
-                run="set embed.views.device.folder, or embed.views.device.probability=0",
+                run=f"set {key}, or its probability to 0",
             )
         self.by_digest = found
         self.responses = sorted(found.values(), key=lambda response: response.digest)
@@ -119,12 +120,12 @@ class ResponseFolder:
                 raise ConfigError(
                     f"an impulse response cannot be used: {error}",
                     got=decode.displayed(path),
-                    run="take it out of embed.views.device.folder",
+                    run=f"take it out of {self.key}",
                 ) from error
             if seen.peak == 0.0:
                 raise ConfigError(
                     "an impulse response is silent",
                     got=decode.displayed(path),
-                    run="take it out of embed.views.device.folder",
+                    run=f"take it out of {self.key}",
                 )
             yield Response(name, seen.digest[:DIGEST_DIGITS], path)

@@ -92,7 +92,9 @@ def inputs_of(run: Run, manifest: Manifest) -> dict[str, str]:
     if config.teacher is not None and config.teacher.name.startswith(RUN_PREFIX):
         made["teacher"] = artifact.read(folder_of(config.teacher.name)).digest
     if config.dir_probability > 0 and config.dir_folder is not None:
-        made["device_responses"] = digest([r.digest for r in ResponseFolder(config.dir_folder).responses])
+        made["device_responses"] = digest(
+            [r.digest for r in ResponseFolder(config.dir_folder, "finetune.dir_folder").responses]
+        )
     return made
 
 

@@ -133,7 +133,7 @@ class Augmentation:
 
 def _responses(folder: Path | None) -> ResponseFolder:
     assert folder is not None
-    return ResponseFolder(folder)
+    return ResponseFolder(folder, "finetune.dir_folder")
 
 
 def spectral_statistics(
