@@ -87,8 +87,8 @@ def verify(place: Place | Location) -> Verification:
         )
     files = size = 0
     for spec in meta.arrays:
-        problems.extend(_check_array(location, spec, meta))
-        decoders = _decoders(location, spec)
+        decoders: dict[str, zarr_layout.ShardDecoder] = {}
+        problems.extend(_check_array(location, spec, meta, decoders))
         names = [commit_name(spec, shard) for shard in range(meta.shards)]
         for shard, content in enumerate(location.read_many(names)):
             if content is not None or spec.path in finished:
@@ -142,7 +142,10 @@ def _read_table(location: Location, name: str, problems: list[Problem]) -> panda
         return None
 
 
-def _check_array(location: Location, spec: ArraySpec, meta: StoreMeta) -> Iterator[Problem]:
+def _check_array(
+    location: Location, spec: ArraySpec, meta: StoreMeta, decoders: dict[str, zarr_layout.ShardDecoder]
+) -> Iterator[Problem]:
+    """Yield what is wrong with an array's description; ``decoders`` gets what reads each member that can be."""
     if _digest_of(spec) != spec.digest:
         yield Problem(
             "stale_digest", "store.json", f"{spec.path}: its constants give another digest", array=spec.path
@@ -157,7 +160,8 @@ def _check_array(location: Location, spec: ArraySpec, meta: StoreMeta) -> Iterat
                 array=spec.path,
             )
         for name, (dtype, row_shape) in zarr_layout.members(spec).items():
-            array = zarr_layout.ShardDecoder(location.read(f"{spec.path}/{name}/zarr.json")).array
+            decoders[name] = zarr_layout.ShardDecoder(location.read(f"{spec.path}/{name}/zarr.json"))
+            array = decoders[name].array
             form = (array.shape, str(array.dtype), array.chunks, array.shards)
             wanted = (
                 (meta.rows, *row_shape),
@@ -180,16 +184,6 @@ def _digest_of(spec: ArraySpec) -> str:
     return output_digest(
         spec.teacher_digest, spec.output, spec.config.get("frame_rate_hz"), spec.config.get("top_k")
     )
-
-
-def _decoders(location: Location, spec: ArraySpec) -> dict[str, zarr_layout.ShardDecoder]:
-    decoders = {}
-    for name in zarr_layout.members(spec):
-        try:
-            decoders[name] = zarr_layout.ShardDecoder(location.read(f"{spec.path}/{name}/zarr.json"))
-        except (OSError, ValueError, KeyError):
-            continue  # _check_array has reported it
-    return decoders
 
 
 def _check_shard(

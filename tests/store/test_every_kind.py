@@ -27,7 +27,7 @@ ALL = [
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return every_kind.make_store(tmp_path / "s")
+    return every_kind.make_store(tmp_path / "s", 32)
 
 
 def test_a_flipped_byte_of_every_member(folder: Path) -> None:
@@ -43,7 +43,7 @@ def test_a_flipped_byte_of_every_member(folder: Path) -> None:
 
 def forge(folder: Path, spec: ArraySpec, name: str, rows: numpy.ndarray) -> None:
     """Write a member's rows into shard 1 with a record that fits."""
-    content = ShardEncoder((folder / spec.path / name / "zarr.json").read_bytes()).encode(1, 16, rows)
+    content = ShardEncoder((folder / spec.path / name / "zarr.json").read_bytes()).encode(1, 32, rows)
     file = shard_file(spec, name, 1)
     (folder / file).write_bytes(content)
     path = commit_path(folder, spec, 1)
