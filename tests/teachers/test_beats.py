@@ -14,9 +14,10 @@ from torch.nn import functional as F
 from pipeline.artifact import file_digest
 from pipeline.config import TeacherConfig
 from pipeline.errors import ConfigError, WeightsError
-from pipeline.teachers import beats_network, precision
+from pipeline.teachers import beats_attention, precision
 from pipeline.teachers.beats import BeatsTeacher, unwrap_beats
-from pipeline.teachers.beats_network import Beats, BeatsSizes, position_buckets, reduced_mask
+from pipeline.teachers.beats_attention import position_buckets
+from pipeline.teachers.beats_network import Beats, BeatsSizes, reduced_mask
 from pipeline.teachers.checkpoints import CHECKPOINTS
 from pipeline.teachers.position_convolution import PositionConvolution
 from pipeline.teachers.registry import build_teacher, teachers
@@ -127,11 +128,13 @@ def test_position_buckets_are_t5s() -> None:
     assert ours.tolist() == [bucket(d, sizes) for d in distances]
 
 
-@pytest.mark.parametrize(
-    "limit_bytes", [16 << 20, 3 * 40 * 4 * 9], ids=["clips at once", "queries in blocks"]
-)
-def test_network_is_the_papers_formulas(monkeypatch: pytest.MonkeyPatch, limit_bytes: int) -> None:
-    monkeypatch.setattr(beats_network, "_CPU_BIAS_BYTES", limit_bytes)
+@pytest.mark.parametrize("apart", [True, False], ids=["head by head", "fused kernel"])
+@pytest.mark.parametrize("whole", [True, False], ids=["all queries", "queries in blocks"])
+def test_network_is_the_papers_formulas(monkeypatch: pytest.MonkeyPatch, apart: bool, whole: bool) -> None:
+    monkeypatch.setattr(beats_attention, "heads_apart", lambda x: apart)
+    if not whole:
+        monkeypatch.setattr(beats_attention, "_HEAD_BYTES", 40 * 4 * 9)
+        monkeypatch.setattr(beats_attention, "_CPU_BYTES", 3 * 40 * 4 * 9)
     state = state_of(TINY)
     network = Beats.from_state(state, BeatsSizes.from_cfg(TINY)).fold()
     features = torch.randn(2, 5 * 16 + 3, 128, generator=torch.Generator().manual_seed(1))
