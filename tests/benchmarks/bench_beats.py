@@ -89,7 +89,7 @@ def model_flops() -> tuple[int, int]:
     Counted by torch on the meta device, where nothing is computed and the convolution is a direct one.
     """
     import torch
-    from torch.utils.flop_counter import FlopCounterMode, addmm_flop
+    from torch.utils.flop_counter import FlopCounterMode
 
     from pipeline.frontends.beats_frontend import FBANK
 
@@ -97,11 +97,16 @@ def model_flops() -> tuple[int, int]:
         network = random_network().fold("meta")
         features = torch.empty(1, FBANK.frames(SECONDS * RATE_HZ), FBANK.mels)
         # The counter knows addmm, but not its form in place.
-        with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: addmm_flop}) as whole:
+        with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: product_flops}) as whole:
             network(features)
         by_operation = whole.get_flop_counts()["Global"]
     convolution = sum(count for operation, count in by_operation.items() if "convolution" in str(operation))
     return whole.get_total_flops(), convolution
+
+
+def product_flops(_total: list[int], left: list[int], right: list[int], **_: object) -> int:
+    """Return the FLOPs of a matrix product of those shapes."""
+    return 2 * left[0] * left[1] * right[1]
 
 
 def _forward_rows(names: Collection[str]) -> Iterable[Row]:
