@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import tempfile
 from collections.abc import Collection, Iterable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,20 +32,21 @@ EMBED_FILES, EMBED_SHARD_ROWS, EMBED_REPEATS = 32, 8, 2
 
 
 def rows(names: Collection[str]) -> Iterable[Row]:
-    """Yield the rows of ``names``: the network on one thread, as in a worker; the filter bank on all."""
-    import torch
-
+    """Yield the rows of ``names``: the network as in a worker of stage 1, the filter bank on all threads."""
     if {"fbank_speed", "fbank_error"} & set(names):
         yield from _fbank_rows(names)
     if {"beats_sgemm_share", "beats_bf16_speedup"} & set(names):
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            yield from _forward_rows(names)
-        finally:
-            torch.set_num_threads(threads)
+        yield from _in_a_worker(tuple(names))
     if "embed_rate_beats" in names:
         yield _embed_row()
+
+
+def _in_a_worker(names: tuple[str, ...]) -> list[Row]:
+    """Return the forward rows made in a fresh process of a worker's environment: one thread, memory kept."""
+    from pipeline.embedding.pool import worker_environment
+
+    with worker_environment(), ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(forward_rows, names).result()
 
 
 def random_network() -> Beats:
@@ -107,6 +110,14 @@ def model_flops() -> tuple[int, int]:
 def product_flops(_total: list[int], left: list[int], right: list[int], **_: object) -> int:
     """Return the FLOPs of a matrix product of those shapes."""
     return 2 * left[0] * left[1] * right[1]
+
+
+def forward_rows(names: Collection[str]) -> list[Row]:
+    """Return the rows of the network alone, on one thread."""
+    import torch
+
+    torch.set_num_threads(1)
+    return list(_forward_rows(names))
 
 
 def _forward_rows(names: Collection[str]) -> Iterable[Row]:
