@@ -13,10 +13,14 @@ from pydantic import Field, model_validator
 
 from pipeline.finetune_config import FinetuneConfig as FinetuneConfig
 from pipeline.input_config import Input
+from pipeline.loss_config import LossConfig as LossConfig
 from pipeline.section import Section as Section
 from pipeline.section import canonical_json as canonical_json
 from pipeline.section import digest as digest
+from pipeline.student_config import StudentConfig as StudentConfig
+from pipeline.targets_config import TargetsConfig as TargetsConfig
 from pipeline.teacher_config import TeacherConfig as TeacherConfig
+from pipeline.train_config import TrainConfig as TrainConfig
 from pipeline.view_config import ViewsConfig as ViewsConfig
 
 
@@ -159,97 +163,6 @@ class EmbedConfig(Section):
     def all_frontends(self) -> tuple[LogMelConfig, ...]:
         """The students' frontend, and the others."""
         return (self.frontend, *self.more_frontends)
-
-
-class StudentConfig(Section):
-    """The small network."""
-
-    name: str = Field("cnn4", description="cnn4, cnn4_wide, micronet_m0..m3, mobilevitv2_050/_075/_100")
-    width: float = Field(1.0, gt=0, description="channel multiplier")
-    embedding_dim: int | None = Field(
-        None, gt=0, description="width of the embedding; default the network's own"
-    )
-    odd_size: Literal["pad", "resize"] = Field(
-        "pad", description="MobileViT at odd maps: exportable symbolic pad, or the published bilinear resize"
-    )
-
-
-class TargetsConfig(Section):
-    """What the teacher's cached embeddings become before any loss sees them; statistics from training rows only."""
-
-    teachers: tuple[str, ...] = Field(
-        (),
-        description="arrays of the store to learn from: NAME, NAME:OUTPUT (beats:layer.3, passt:logits) or a "
-        "digest; default embed.teacher's embedding",
-    )
-    fusion: Literal["concat", "mean"] = Field(
-        "concat",
-        description="several teachers side by side, each transformed by itself; or their mean (logits)",
-    )
-    teacher_weights: tuple[float, ...] = Field(
-        (), description="one a teacher: of its squared distances, or in the mean; default equal"
-    )
-    transform: Literal["none", "standardise", "pca", "whiten"] = "whiten"
-    components: int | None = Field(
-        128, gt=0, description="leading principal components kept by pca and whiten, of each teacher"
-    )
-    std_floor: float = Field(1e-3, ge=0, description="added to each dimension's deviation")
-
-
-class LossConfig(Section):
-    """Weights of the loss terms; a term of weight 0 is not computed."""
-
-    distance: float = Field(0.0, ge=0, description="distance-wise: RKD-D, Park et al., CVPR 2019")
-    angle: float = Field(0.0, ge=0, description="angle-wise: RKD-A, Park et al., CVPR 2019")
-    cosine: float = Field(0.0, ge=0, description="cosine-wise: the two cosine-similarity matrices")
-    feature: float = Field(
-        1.0, ge=0, description="feature-wise: projected embedding against its target, row by row"
-    )
-    cosine_kind: Literal["mse", "smooth_l1", "l1"] = "mse"
-    feature_kind: Literal["cosine", "mse", "l1", "smooth_l1"] = "cosine"
-    relational_on: Literal["embedding", "projection"] = Field(
-        "embedding", description="where the relational terms look: the student's embedding or its projection"
-    )
-
-    @model_validator(mode="after")
-    def _possible(self) -> LossConfig:
-        if self.distance + self.angle + self.cosine + self.feature == 0:
-            raise ValueError("every loss weight is 0: give at least one of distance, angle, cosine, feature")
-        return self
-
-
-class TrainConfig(Section):
-    """Stage 2."""
-
-    control: Literal["none", "random", "labels"] = Field(
-        "none", description="random = left at initialisation; labels = the same student on labels alone"
-    )
-    label_column: str | None = Field(None, description="clips.parquet column the labels control learns")
-    steps: int = Field(2_000, ge=0)
-    batch_size: int = Field(64, ge=1)
-    learning_rate: float = Field(2e-3, gt=0)
-    final_learning_rate_share: float = Field(0.005, ge=0, le=1)
-    warmup_steps: int = Field(100, ge=0)
-    weight_decay: float = Field(1e-3, ge=0)
-    clip_norm: float | None = Field(5.0, gt=0, description="gradient norm; null = no clipping")
-    amp: Literal["auto", "off", "bfloat16", "float16"] = Field(
-        "auto", description="auto = bfloat16 where the device multiplies it faster, else off"
-    )
-    ema_decay: float = Field(0.0, ge=0, lt=1, description="0 = no moving average of the weights")
-    freq_mask_rows: int = Field(7, ge=0, description="SpecAugment: one band of up to this many mel rows")
-    time_mask_frames: int = Field(14, ge=0, description="SpecAugment: one span of up to this many frames")
-    roll_frames: int = Field(
-        20, ge=0, description="batch rolled in time by up to this many frames either way"
-    )
-    seed: int = 0
-    shuffle_rows: int = Field(8_192, ge=1, description="rows held by the shuffle buffer")
-    validate_every: int = Field(500, ge=1, description="steps between validations and checkpoints")
-    early_stopping: int = Field(
-        0, ge=0, description="validations without a better loss; 0 = never stop early"
-    )
-    device: str = "cpu"
-    threads: int = Field(1, ge=1, description="CPU threads of one run; several runs share the cores")
-    tensorboard: bool = Field(False, description="also write TensorBoard event files (extra: tensorboard)")
 
 
 class ExportConfig(Section):
