@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -12,7 +13,7 @@ from pipeline.section import Section
 class StudentConfig(Section):
     """The small network."""
 
-    name: str = Field("cnn4", description="cnn4, cnn4_wide, micronet_m0..m3, mobilevitv2_050/_075/_100")
+    name: str = Field("cnn4", description="a name of `ossicle students`")
     width: float = Field(1.0, gt=0, description="channel multiplier")
     embedding_dim: int | None = Field(
         None, gt=0, description="width of the embedding; default the network's own"
@@ -20,3 +21,12 @@ class StudentConfig(Section):
     odd_size: Literal["pad", "resize"] = Field(
         "pad", description="MobileViT at odd maps: exportable symbolic pad, or the published bilinear resize"
     )
+    weights: Path | None = Field(
+        None, description="checkpoint to start from: a published file, or a finished run's folder"
+    )
+    trust_sha256: str | None = Field(
+        None,
+        pattern=r"^[0-9a-f]{64}$",
+        description="SHA-256 of `weights` where the published file's is not known here",
+    )
+    options: dict[str, Any] = Field({}, description="the student's own keys, listed in docs/students.md")

@@ -14,6 +14,7 @@ from pipeline.store import choice, schema
 from pipeline.store.combination import Combination
 from pipeline.store.commits import finished_arrays, read_marker
 from pipeline.store.location import Place, below, is_url
+from pipeline.students.initial import content_digest
 
 # What a run's numbers do not depend on: where it runs, and how many threads it uses.
 _INCIDENTAL = {"device", "threads", "tensorboard"}
@@ -80,6 +81,11 @@ def run_config(run: Run) -> dict[str, Any]:
     sections = {
         name: getattr(recipe, name).model_dump(mode="json") for name in ("student", "targets", "loss")
     }
+    # As in the manifest, keys that came later count only where they are used; the content of weights is an input.
+    for name in ("weights", "trust_sha256"):
+        del sections["student"][name]
+    if not sections["student"]["options"]:
+        del sections["student"]["options"]
     unused = _INCIDENTAL if recipe.train.control == "labels" else _INCIDENTAL | {"label_column"}
     return {**sections, "train": recipe.train.model_dump(mode="json", exclude=unused), "code": 1}
 
@@ -88,10 +94,12 @@ def run_inputs(run: Run) -> dict[str, str]:
     """Return the digests of the store's rows, its frontend array and its teacher array.
 
     Where ``targets.teachers`` names several arrays: of their combination, and ``teacher.0``, ``teacher.1``, ...
+    Where ``student.weights`` is given: also ``weights``, the content that training starts from.
 
     Raises:
         MissingArtifactError: the store, or the array asked for, is not there yet.
         DigestMismatchError: the store was made with another frontend, teacher or weights.
+        WeightsError: ``student.weights`` is not there.
     """
     recipe = run.recipe
     place = store_folder(recipe)
@@ -106,6 +114,8 @@ def run_inputs(run: Run) -> dict[str, str]:
     there = [spec for spec in meta.arrays if spec.path in finished] or list(meta.arrays)
     choice.choose(there, "spectrogram", frontend, str(place))
     inputs = {"store": work, "frontend": frontend}
+    if recipe.student.weights is not None:
+        inputs["weights"] = content_digest(recipe.student.weights)
     if not recipe.targets.teachers:
         return {**inputs, "teacher": teacher_digest(meta, there, recipe)}
     chosen = [choice.choose(there, "embedding", name, str(place)) for name in recipe.targets.teachers]

@@ -5,18 +5,18 @@ from __future__ import annotations
 from pipeline import recipe as recipes
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError, near_matches
-from pipeline.students.registry import students
+from pipeline.students.registry import check_student
 
 
 def check(recipe: Recipe, stage: str) -> None:
-    """Raise ConfigError if ``recipe`` names a student, teacher or task that does not exist.
+    """Raise ConfigError if ``recipe`` names a student, option, teacher or task that does not exist.
 
     Args:
         recipe: already validated.
         stage: the command; teachers are looked up only where one is run, so that stage 2 needs none of their code.
     """
     for run in recipes.expand(recipe):
-        students.get(run.recipe.student.name)
+        check_student(run.recipe.student)
     if stage in ("fetch", "embed"):
         from pipeline.teachers.registry import teachers
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipeline.registry import Registry
+from pipeline.students import options
 
 if TYPE_CHECKING:
     from pipeline.config import StudentConfig
@@ -42,5 +43,17 @@ def build_student(config: StudentConfig, mels: int) -> Student:
 
     Raises:
         UnknownNameError: no student has that name (near matches are listed).
+        ConfigError: its options are unknown to the family, or impossible.
     """
-    return students.build(config.name, config, mels)
+    builder = students.get(config.name)
+    options.check(builder, config)
+    return builder(config, mels)
+
+
+def check_student(config: StudentConfig) -> None:
+    """Look up the name and the options that a recipe gives, without building the network.
+
+    Raises:
+        UnknownNameError, ConfigError: as :func:`build_student`.
+    """
+    options.check(students.get(config.name), config)
