@@ -12,6 +12,7 @@ from pipeline.losses.angle_wise import angle_wise
 from pipeline.losses.cosine_wise import cosine_wise
 from pipeline.losses.distance_wise import distance_wise
 from pipeline.losses.feature_wise import feature_wise
+from pipeline.losses.memory import Memory
 
 
 class WeightedLoss(nn.Module):
@@ -40,6 +41,7 @@ class WeightedLoss(nn.Module):
         embedding: Float[Tensor, "batch dim"],
         projection: Float[Tensor, "batch target_dim"] | None,
         target: Float[Tensor, "batch target_dim"],
+        memory: Memory | None = None,
     ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
         """Return the weighted sum and each term before its weight (detached), by name.
 
@@ -47,6 +49,7 @@ class WeightedLoss(nn.Module):
             embedding: the student's embedding.
             projection: the embedding after the projector; None where ``needs_projection`` is false.
             target: the teacher's rows after the recipe's transform; gets no gradient.
+            memory: further rows that the relational terms, and only they, see; they get no gradient.
 
         Raises:
             ConfigError: a projection is needed and not given, or shapes do not fit.
@@ -60,12 +63,15 @@ class WeightedLoss(nn.Module):
                 run="give a projection, or set loss.feature=0 and loss.relational_on=embedding",
             )
         related = projection if config.relational_on == "projection" else embedding
+        related_target = target
+        if related is not None and memory is not None:
+            related, related_target = memory.extended(related, target)
         if related is not None and config.distance > 0:
-            terms["distance"] = distance_wise(related, target)
+            terms["distance"] = distance_wise(related, related_target)
         if related is not None and config.angle > 0:
-            terms["angle"] = angle_wise(related, target)
+            terms["angle"] = angle_wise(related, related_target)
         if related is not None and config.cosine > 0:
-            terms["cosine"] = cosine_wise(related, target, config.cosine_kind)
+            terms["cosine"] = cosine_wise(related, related_target, config.cosine_kind)
         if projection is not None and config.feature > 0:
             terms["feature"] = feature_wise(projection, target, config.feature_kind)
         weighted = [getattr(config, name) * term for name, term in terms.items()]
