@@ -39,8 +39,8 @@ def show(name: str, *, console: Console) -> None:
     Raises:
         UnknownNameError: no such teacher.
     """
+    from pipeline.checkpoints.table import of_teacher
     from pipeline.teachers import catalogue
-    from pipeline.teachers.checkpoints import of_teacher
     from pipeline.teachers.registry import teachers
 
     teachers.get(name)

@@ -15,10 +15,10 @@ from typing import get_type_hints
 
 from pydantic import Field
 
+from pipeline.checkpoints.table import Checkpoint, of_teacher
 from pipeline.config import Section
 from pipeline.recipe import DATA_MANIFESTS
 from pipeline.teachers import entry_points, weights
-from pipeline.teachers.checkpoints import Checkpoint, of_teacher
 from pipeline.teachers.options import NoOptions
 from pipeline.teachers.registry import teachers
 

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.artifact import file_digest, replacing, write_bytes
+from pipeline.checkpoints.safe_load import StandIn
 from pipeline.errors import WeightsError
-from pipeline.teachers.safe_load import StandIn
 
 logger = logging.getLogger(__name__)
 

@@ -18,11 +18,11 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from pipeline.artifact import file_digest
+from pipeline.checkpoints.safe_load import load_payload
 from pipeline.config import TeacherConfig
 from pipeline.errors import ConfigError, WeightsError
 from pipeline.teachers.base import Teacher
 from pipeline.teachers.network import NetworkTeacher
-from pipeline.teachers.safe_load import load_payload
 from pipeline.teachers.weights import plain
 
 GROUP = "ossicle.teachers"

@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from pipeline.artifact import file_digest, replacing
+from pipeline.checkpoints.table import Checkpoint, known
 from pipeline.errors import WeightsError
 from pipeline.teachers import weights
-from pipeline.teachers.checkpoints import Checkpoint, known
 from pipeline.teachers.download import Progress, download, file_name
 from pipeline.teachers.weights import Located
 

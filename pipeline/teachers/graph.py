@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.artifact import file_digest
+from pipeline.checkpoints.table import known, of_teacher
 from pipeline.config import LogMelConfig, Section, TeacherConfig
 from pipeline.errors import ConfigError, WeightsError
 from pipeline.frontends.log_mel import LogMel
 from pipeline.teachers import weights
-from pipeline.teachers.checkpoints import known, of_teacher
 from pipeline.teachers.network import NetworkTeacher
 
 MAX_GRAPH_BYTES = 2 << 30

@@ -13,11 +13,11 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
+from pipeline.checkpoints.table import known
 from pipeline.config import Section, TeacherConfig
 from pipeline.errors import ConfigError, WeightsError
 from pipeline.frontends.m2d_frontend import MELS, M2dFrontend, fill_patches
 from pipeline.teachers import weights as checkpoints
-from pipeline.teachers.checkpoints import known
 from pipeline.teachers.folding import load_published
 from pipeline.teachers.options import parse
 from pipeline.teachers.slices import SLICE_SECONDS, SlicedVitTeacher

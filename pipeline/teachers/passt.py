@@ -13,11 +13,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.checkpoints.table import known
 from pipeline.config import Section, TeacherConfig
 from pipeline.errors import ConfigError, WeightsError
 from pipeline.frontends.passt_frontend import PASST, PasstFrontend
 from pipeline.teachers import weights as checkpoints
-from pipeline.teachers.checkpoints import known
 from pipeline.teachers.folding import load_published
 from pipeline.teachers.network import NetworkTeacher
 from pipeline.teachers.options import parse

@@ -13,10 +13,11 @@ from typing import Any
 from torch import Tensor
 
 from pipeline.artifact import file_digest, replacing, write_json
+from pipeline.checkpoints import safe_load
+from pipeline.checkpoints.table import CHECKPOINTS, Checkpoint, known, of_teacher
 from pipeline.config import TeacherConfig
 from pipeline.errors import WeightsError
-from pipeline.teachers import converted, safe_load
-from pipeline.teachers.checkpoints import CHECKPOINTS, Checkpoint, known, of_teacher
+from pipeline.teachers import converted
 
 __all__ = ["CHECKPOINTS", "Checkpoint", "Located", "Weights", "load", "locate", "plain", "teacher_folder"]
 

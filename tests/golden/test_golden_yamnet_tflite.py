@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.checkpoints.table import CHECKPOINTS
 from pipeline.config import TeacherConfig
 from pipeline.errors import MissingDependencyError
 from pipeline.recipe import SHIPPED
-from pipeline.teachers.checkpoints import CHECKPOINTS
 from pipeline.teachers.registry import build_teacher
 from tests.golden import golden_vectors as golden
 

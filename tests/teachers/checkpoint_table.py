@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.teachers.checkpoints import CHECKPOINTS, Checkpoint
+from pipeline.checkpoints.table import CHECKPOINTS, Checkpoint
 
 
 def saved(value: object, *, legacy: bool = False) -> bytes:

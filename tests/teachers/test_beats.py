@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.artifact import file_digest
+from pipeline.checkpoints.table import CHECKPOINTS
 from pipeline.config import TeacherConfig
 from pipeline.errors import ConfigError, WeightsError
 from pipeline.teachers import beats_attention, precision
 from pipeline.teachers.beats import BeatsTeacher, unwrap_beats
 from pipeline.teachers.beats_attention import position_buckets
 from pipeline.teachers.beats_network import Beats, BeatsSizes, reduced_mask
-from pipeline.teachers.checkpoints import CHECKPOINTS
 from pipeline.teachers.position_convolution import PositionConvolution
 from pipeline.teachers.registry import build_teacher, teachers
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from pipeline import recipe as recipes
+from pipeline.checkpoints import table as checkpoints
 from pipeline.errors import ConfigError
-from pipeline.teachers import catalogue, checkpoints, entry_points
+from pipeline.teachers import catalogue, entry_points
 from pipeline.teachers.registry import teachers
 from tests.golden import golden_vectors as golden
 

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.checkpoints import safe_load
+from pipeline.checkpoints.safe_load import MAX_PICKLE_BYTES, load_payload
 from pipeline.errors import WeightsError
-from pipeline.teachers import converted, safe_load
-from pipeline.teachers.safe_load import MAX_PICKLE_BYTES, load_payload
+from pipeline.teachers import converted
 from tests.teachers.checkpoint_table import saved
 
 
