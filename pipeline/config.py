@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from pipeline.finetune_config import FinetuneConfig as FinetuneConfig
 from pipeline.input_config import Input
 from pipeline.loss_config import LossConfig as LossConfig
+from pipeline.relations_config import RelationsConfig as RelationsConfig
 from pipeline.section import Section as Section
 from pipeline.section import canonical_json as canonical_json
 from pipeline.section import digest as digest
@@ -227,6 +228,7 @@ class Recipe(Section):
     student: StudentConfig = StudentConfig()
     targets: TargetsConfig = TargetsConfig()
     loss: LossConfig = LossConfig()
+    relations: RelationsConfig = RelationsConfig()
     train: TrainConfig = TrainConfig()
     export: ExportConfig = ExportConfig()
     evaluate: EvaluateConfig = EvaluateConfig()

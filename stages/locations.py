@@ -78,15 +78,17 @@ def place_of(text: str) -> Place:
 def run_config(run: Run) -> dict[str, Any]:
     """Return what a run's weights depend on, its inputs apart."""
     recipe = run.recipe
-    sections = {
-        name: getattr(recipe, name).model_dump(mode="json") for name in ("student", "targets", "loss")
-    }
+    sections = {name: getattr(recipe, name).model_dump(mode="json") for name in ("student", "loss")}
+    sections["targets"] = recipe.targets.counted()
+    if recipe.relations.on:
+        sections["relations"] = recipe.relations.model_dump(mode="json")
     # As in the manifest, keys that came later count only where they are used; the content of weights is an input.
     for name in ("weights", "trust_sha256"):
         del sections["student"][name]
     if not sections["student"]["options"]:
         del sections["student"]["options"]
-    unused = _INCIDENTAL if recipe.train.control == "labels" else _INCIDENTAL | {"label_column"}
+    labelled = recipe.train.control in ("labels", "teacher_lr") or recipe.targets.compression != "none"
+    unused = _INCIDENTAL if labelled else _INCIDENTAL | {"label_column"}
     return {**sections, "train": recipe.train.model_dump(mode="json", exclude=unused), "code": 1}
 
 

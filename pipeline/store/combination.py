@@ -42,7 +42,9 @@ class Combination:
     def of(cls, config: TargetsConfig, inputs: Mapping[str, str]) -> Combination:
         """Return what ``config`` asks for, of the arrays that a run's ``inputs`` pin by digest."""
         names = [f"teacher.{number}" for number in range(len(config.teachers))]
-        return cls(tuple(inputs[name] for name in names), config.fusion, config.teacher_weights)
+        # Teachers with heads of their own are stored side by side too; only their targets are kept apart.
+        how: Literal["concat", "mean"] = "mean" if config.fusion == "mean" else "concat"
+        return cls(tuple(inputs[name] for name in names), how, config.teacher_weights)
 
     @property
     def shares(self) -> numpy.ndarray:

@@ -1,12 +1,14 @@
 """What the teacher's cached embeddings become before a loss sees them.
 
 ``standardise`` takes each dimension's mean and deviation out. ``pca`` also projects on the leading principal
-components; ``whiten`` divides each by the root of its eigenvalue, so that a few strong directions do not
-drown the rest. Statistics come from training rows only, in float64, one shard at a time.
+components; ``whiten`` divides each by the root of its eigenvalue (or a lower power of it, or of a shrunk one),
+so that a few strong directions do not drown the rest; ``random`` takes random directions instead. Statistics
+come from training rows only, in float64, one shard at a time.
 
 Several teachers side by side are transformed each by itself, so that a wide or a loud one does not drown the
 others; then each part is multiplied by the root of its weight (their mean is 1), which makes a squared
-distance the weighted sum of the parts'.
+distance the weighted sum of the parts'. With ``fusion = "heads"`` the parts stay apart: each is a target by
+itself, and the weights are those of their losses.
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,50 +29,24 @@ from torch import Tensor, nn
 
 from pipeline.artifact import write_bytes
 from pipeline.config import TargetsConfig
-from pipeline.errors import ConfigError, MissingArtifactError, TrainingError, WeightsError
+from pipeline.errors import MissingArtifactError, TrainingError, WeightsError
+from pipeline.training import projections
 from pipeline.training.neighbours import neighbour_overlap
+from pipeline.training.projections import Moments, Projection
 
 log = logging.getLogger(__name__)
 
-PROJECTIONS = ("pca", "whiten")
-# A direction with less than this share of the strongest one's variance is rounding error, not signal.
-RANK_TOLERANCE = 1e-10
-
-
-class Moments:
-    """Mean and covariance of rows that arrive in pieces (Chan, Golub and LeVeque, 1983), in float64."""
-
-    def __init__(self, dimension: int) -> None:
-        self.rows = 0
-        self.mean = np.zeros(dimension)
-        self._scatter = np.zeros((dimension, dimension))
-
-    def add(self, rows: np.ndarray) -> None:
-        """Take in ``rows`` of shape ``(n, dimension)``."""
-        if not len(rows):
-            return
-        piece = np.asarray(rows, dtype=np.float64)
-        mean = piece.mean(axis=0)
-        centred = piece - mean
-        shift = mean - self.mean
-        total = self.rows + len(piece)
-        self._scatter += centred.T @ centred + np.outer(shift, shift) * (self.rows * len(piece) / total)
-        self.mean += shift * (len(piece) / total)
-        self.rows = total
-
-    @property
-    def covariance(self) -> np.ndarray:
-        """Population covariance, ``(dimension, dimension)``."""
-        return self._scatter / max(self.rows, 1)
+PROJECTIONS = ("pca", "whiten", "random")
 
 
 class TargetTransform(nn.Module):
     """``((x - mean) / scale) @ matrix``; the identity for ``none``, no matrix for ``standardise``.
 
     Args:
-        kind: ``none``, ``standardise``, ``pca`` or ``whiten``.
+        kind: ``none``, ``standardise``, ``pca``, ``whiten`` or ``random``.
         mean: ``(dim,)``; scale: ``(dim,)``; matrix: ``(dim, components)``, identity-sized where unused.
         back: ``(components, dim)``, from targets back to standardised embeddings; empty unless projected.
+        widths: of the teachers' targets, which lie side by side; default one.
     """
 
     mean: Tensor
@@ -79,11 +54,20 @@ class TargetTransform(nn.Module):
     matrix: Tensor
     back: Tensor
 
-    def __init__(self, kind: str, mean: Tensor, scale: Tensor, matrix: Tensor, back: Tensor) -> None:
+    def __init__(
+        self,
+        kind: str,
+        mean: Tensor,
+        scale: Tensor,
+        matrix: Tensor,
+        back: Tensor,
+        widths: Sequence[int] = (),
+    ) -> None:
         super().__init__()
         self.kind = kind
         for name, value in (("mean", mean), ("scale", scale), ("matrix", matrix), ("back", back)):
             self.register_buffer(name, value.float().contiguous())
+        self.widths = tuple(widths) or (self.output_dim,)
 
     @property
     def input_dim(self) -> int:
@@ -111,8 +95,10 @@ class TargetTransform(nn.Module):
         return target @ self.back if self.kind in PROJECTIONS else target
 
     def save(self, path: Path, fidelity: dict[str, float]) -> None:
-        """Write ``targets.safetensors``; kind and fidelity go into its header."""
-        header = {"transform": self.kind, "fidelity": json.dumps(fidelity)}
+        """Write ``targets.safetensors``; kind, widths and fidelity go into its header."""
+        header = {
+            "transform": self.kind, "widths": json.dumps(self.widths), "fidelity": json.dumps(fidelity)
+        }  # fmt: skip
         write_bytes(path, safetensors.torch.save(dict(self.state_dict()), metadata=header))
 
 
@@ -126,13 +112,15 @@ def load(path: Path) -> TargetTransform:
     if not path.is_file():
         raise MissingArtifactError(f"no target transform at {path}", run="ossicle distill RECIPE")
     with safetensors.safe_open(str(path), framework="pt") as file:
-        kind = (file.metadata() or {}).get("transform")
+        header = file.metadata() or {}
+        kind = header.get("transform")
         names = set(file.keys())
         if kind is None or names != {"mean", "scale", "matrix", "back"}:
             raise WeightsError(
                 f"{path} is no target transform", expected="mean, scale, matrix, back", got=names
             )
-        return TargetTransform(kind, *(file.get_tensor(n) for n in ("mean", "scale", "matrix", "back")))
+        tensors = (file.get_tensor(n) for n in ("mean", "scale", "matrix", "back"))
+        return TargetTransform(kind, *tensors, widths=json.loads(header.get("widths", "[]")))
 
 
 def fit(
@@ -168,71 +156,45 @@ def fit(
     if config.transform == "none":
         # Weights alone are a scale about zero.
         kind = "none" if len(set(shares)) == 1 else "standardise"
-        return TargetTransform(kind, torch.zeros(dimension), weighted, eye, eye), summary
+        return TargetTransform(kind, torch.zeros(dimension), weighted, eye, eye, widths), summary
     if config.transform == "standardise":
         scaled = torch.from_numpy(scale) * weighted
-        return TargetTransform("standardise", mean, scaled, eye, eye), summary
-    parts = []
-    begin = 0
-    for width, share in zip(widths, shares, strict=True):
+        return TargetTransform("standardise", mean, scaled, eye, eye, widths), summary
+    parts: list[Projection] = []
+    begin, lone = 0, len(widths) == 1
+    for number, (width, share) in enumerate(zip(widths, shares, strict=True)):
         part = slice(begin, begin + width)
         correlation = covariance[part, part] / np.outer(scale[part], scale[part])
-        parts.append(_Projection.fit(correlation, config, moments.rows, lone=len(widths) == 1, share=share))
+        if config.transform == "random":
+            made = projections.random(correlation, config, part=number, lone=lone, share=share)
+        else:
+            made = projections.principal(correlation, config, moments.rows, lone=lone, share=share)
+        parts.append(made)
         begin += width
     matrix = scipy.linalg.block_diag(*(one.matrix for one in parts))
     back = scipy.linalg.block_diag(*(one.back for one in parts))
     summary |= {
         "target_dim": matrix.shape[1],
         "variance_kept": sum(one.kept for one in parts) / sum(one.total for one in parts),
-        "largest_eigenvalue": max(float(one.eigenvalues[0]) for one in parts),
-        "smallest_eigenvalue": min(float(one.eigenvalues[-1]) for one in parts),
     }
+    if config.transform != "random":
+        summary["largest_eigenvalue"] = max(float(one.eigenvalues[0]) for one in parts)
+        summary["smallest_eigenvalue"] = min(float(one.eigenvalues[-1]) for one in parts)
     return TargetTransform(
-        config.transform, mean, torch.from_numpy(scale), torch.from_numpy(matrix), torch.from_numpy(back)
-    ), summary
+        config.transform, mean, torch.from_numpy(scale), torch.from_numpy(matrix), torch.from_numpy(back),
+        tuple(one.matrix.shape[1] for one in parts),
+    ), summary  # fmt: skip
 
 
 def _shares(config: TargetsConfig, parts: int) -> np.ndarray:
-    """Return each part's weight; their mean is 1. A mean over teachers has used the weights already."""
-    if parts == 1:
-        return np.ones(1)
+    """Return each part's weight in squared distances; their mean is 1.
+
+    A mean over teachers has used the weights already; with a head each they are the losses'.
+    """
+    if parts == 1 or config.fusion == "heads":
+        return np.ones(parts)
     weights = np.array(config.teacher_weights or [1.0] * parts)
     return np.asarray(weights / weights.mean())
-
-
-@dataclass(frozen=True)
-class _Projection:
-    """Principal directions of one teacher: to targets, back from them, and what they keep."""
-
-    matrix: np.ndarray
-    back: np.ndarray
-    eigenvalues: np.ndarray
-    total: float
-
-    @property
-    def kept(self) -> float:
-        return float(self.eigenvalues.sum())
-
-    @classmethod
-    def fit(
-        cls, correlation: np.ndarray, config: TargetsConfig, rows: int, *, lone: bool, share: float
-    ) -> _Projection:
-        values, vectors = np.linalg.eigh(correlation)
-        values, vectors = np.clip(values[::-1], 0, None), vectors[:, ::-1]
-        rank = int(np.sum(values > RANK_TOLERANCE * max(values[0], np.finfo(np.float64).tiny)))
-        # Of several teachers a narrow one gives all it spans; a lone one is asked for what it does not have.
-        wanted = rank if config.components is None else config.components
-        kept = wanted if lone else min(wanted, rank)
-        if kept > rank or rank == 0:
-            raise ConfigError(
-                f"targets.components = {kept}, but the {rows} training rows span {rank} directions",
-                expected=f"at most {rank}", got=kept, run=f"--set targets.components={max(rank, 1)}",
-            )  # fmt: skip
-        values_kept, directions = values[:kept], vectors[:, :kept]
-        # An eigenvector's sign is arbitrary; fixing it makes the file a function of the rows alone.
-        directions = directions * np.sign(directions[np.abs(directions).argmax(axis=0), np.arange(kept)])
-        roots = (np.sqrt(values_kept) if config.transform == "whiten" else np.ones(kept)) / np.sqrt(share)
-        return cls(directions / roots, (directions * roots).T.copy(), values_kept, float(values.sum()))
 
 
 @torch.no_grad()
