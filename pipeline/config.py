@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from pipeline.finetune_config import FinetuneConfig as FinetuneConfig
 from pipeline.input_config import Input
+from pipeline.log_mel_config import LogMelConfig as LogMelConfig
 from pipeline.loss_config import LossConfig as LossConfig
 from pipeline.relations_config import RelationsConfig as RelationsConfig
 from pipeline.section import Section as Section
@@ -85,44 +86,6 @@ class ManifestConfig(Section):
         if self.total_windows is not None and not self.weights:
             raise ValueError("total_windows wants weights: which dataset gives how much of them")
         return self
-
-
-class LogMelConfig(Section):
-    """The students' log-mel frontend: every constant. Its digest names the spectrogram array."""
-
-    sample_rate_hz: int = Field(16_000, gt=0)
-    n_fft: int = Field(512, gt=1, multiple_of=2, description="FFT length in samples, even")
-    window_length: int = Field(512, gt=1, description="analysis window in samples (at most n_fft)")
-    hop_length: int = Field(320, gt=0, description="hop in samples")
-    window: Literal["hann_periodic", "hann_symmetric"] = "hann_periodic"
-    center: bool = Field(True, description="pad n_fft/2 on both sides so that frame k is centred on k*hop")
-    pad_mode: Literal["constant", "reflect"] = "constant"
-    power: float = Field(2.0, gt=0, description="exponent of the magnitude")
-    mels: int = Field(64, gt=0, description="mel bands")
-    min_hz: float = Field(50.0, ge=0)
-    max_hz: float = Field(8_000.0, gt=0)
-    mel_scale: Literal["htk", "slaney"] = "htk"
-    mel_norm: Literal["slaney", "none"] = Field("slaney", description="slaney = triangles of equal area")
-    log: Literal["ln", "log10", "db"] = Field("ln", description="db = 10 log10")
-    log_offset: float = Field(1e-5, ge=0, description="added before the logarithm")
-
-    @model_validator(mode="after")
-    def _possible(self) -> LogMelConfig:
-        if self.window_length > self.n_fft:
-            raise ValueError(f"window_length {self.window_length} is longer than n_fft {self.n_fft}")
-        if self.max_hz > self.sample_rate_hz / 2:
-            raise ValueError(f"max_hz {self.max_hz:g} is above half of sample_rate_hz {self.sample_rate_hz}")
-        if self.min_hz >= self.max_hz:
-            raise ValueError(f"min_hz {self.min_hz:g} is not below max_hz {self.max_hz:g}")
-        if self.log_offset == 0:
-            raise ValueError("log_offset 0 makes silence -inf; the store refuses that")
-        return self
-
-    def frames(self, samples: int) -> int:
-        """Return the number of frames of ``samples`` samples at ``sample_rate_hz``."""
-        if self.center:
-            return 1 + samples // self.hop_length
-        return max(0, 1 + (samples - self.n_fft) // self.hop_length)
 
 
 class EmbedConfig(Section):

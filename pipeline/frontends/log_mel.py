@@ -14,7 +14,7 @@ from pipeline.frontends.mel_bank import mel_bank
 
 
 class LogMel(nn.Module):
-    """Waveform to log-mel: Hann window, power of the DFT, mel triangles, logarithm.
+    """Waveform to log-mel: Hann window, power of the DFT, mel triangles (or its bins as they are), logarithm.
 
     Frame ``k`` starts at ``k * hop_length`` of the (padded) signal; a window shorter than ``n_fft`` stands
     in its middle. Equal to torchaudio and librosa at the same constants; ``config.frames(samples)`` frames.
@@ -33,7 +33,8 @@ class LogMel(nn.Module):
         self.config = config
         window = padded_window(config)
         self.register_buffer("window", torch.from_numpy(window).float(), persistent=False)
-        self.register_buffer("bank", torch.from_numpy(mel_bank(config).T.copy()).float(), persistent=False)
+        bank = mel_bank(config) if config.bands == "mel" else np.zeros((0, 0))
+        self.register_buffer("bank", torch.from_numpy(bank.T.copy()).float(), persistent=False)
         self.register_buffer("dft", torch.from_numpy(windowed_dft(window)).float(), persistent=False)
 
     def forward(self, waveform: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch mels frames"]:
@@ -45,9 +46,12 @@ class LogMel(nn.Module):
         Raises:
             AudioError: too short for one frame, or for reflection padding.
         """
-        padded = self._padded(waveform)
-        mel = self._power(padded) @ self.bank
+        padded = self._padded(standardised(waveform) if self.config.standardise else waveform)
         config = self.config
+        power = self._power(padded)
+        mel = power if config.bands == "linear" else power @ self.bank
+        if config.log_floor:
+            mel = mel.clamp(min=config.log_floor)
         if config.log == "ln":
             level = torch.log(mel + config.log_offset)
         else:
@@ -86,6 +90,12 @@ class LogMel(nn.Module):
             frames = padded.unfold(-1, config.n_fft, config.hop_length) * self.window
             power = torch.view_as_real(torch.fft.rfft(frames)).square().sum(dim=-1)
         return power if config.power == 2.0 else power.pow(config.power / 2.0)
+
+
+def standardised(waveform: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch samples"]:
+    """Return each waveform less its mean, over its deviation; 1e-7 is added to the variance, so silence stays 0."""
+    centred = waveform - waveform.mean(dim=1, keepdim=True)
+    return centred * torch.rsqrt(centred.square().mean(dim=1, keepdim=True) + 1e-7)
 
 
 def padded_window(config: LogMelConfig) -> np.ndarray:
