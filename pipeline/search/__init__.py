@@ -1,0 +1,1 @@
+"""Sweeps over recipe keys, and searches for small students under a budget."""

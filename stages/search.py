@@ -1,0 +1,1 @@
+"""``ossicle search``: find the students that fit a budget and keep most."""

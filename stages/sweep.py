@@ -1,0 +1,1 @@
+"""``ossicle sweep``: search a recipe's keys for the best run."""
