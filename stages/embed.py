@@ -18,7 +18,7 @@ from pipeline import artifact
 from pipeline import manifest as manifests
 from pipeline.config import Recipe
 from pipeline.embedding import pool
-from pipeline.embedding.ranks import Rank
+from pipeline.ranks import Rank
 from pipeline.embedding.shard import EmbedWork
 from pipeline.embedding.worker import Message
 from pipeline.errors import ConfigError

@@ -10,14 +10,12 @@ from pipeline import artifact
 from pipeline.config import Recipe
 from pipeline.errors import DigestMismatchError, MissingArtifactError
 from pipeline.recipe import Run
+from pipeline.run_folder import folder_of
 from pipeline.store import choice, schema
 from pipeline.store.combination import Combination
 from pipeline.store.commits import finished_arrays, read_marker
 from pipeline.store.location import Place, below, is_url
 from pipeline.students.initial import content_digest
-
-# What a run's numbers do not depend on: where it runs, and how many threads it uses.
-_INCIDENTAL = {"device", "threads", "tensorboard"}
 
 
 def root(recipe: Recipe) -> Path:
@@ -87,16 +85,20 @@ def run_config(run: Run) -> dict[str, Any]:
         del sections["student"][name]
     if not sections["student"]["options"]:
         del sections["student"]["options"]
+    train = recipe.train.counted()
     labelled = recipe.train.control in ("labels", "teacher_lr") or recipe.targets.compression != "none"
-    unused = _INCIDENTAL if labelled else _INCIDENTAL | {"label_column"}
-    return {**sections, "train": recipe.train.model_dump(mode="json", exclude=unused), "code": 1}
+    if not labelled:
+        del train["label_column"]
+    train.pop("start_from", None)
+    return {**sections, "train": train, "code": 1}
 
 
 def run_inputs(run: Run) -> dict[str, str]:
     """Return the digests of the store's rows, its frontend array and its teacher array.
 
     Where ``targets.teachers`` names several arrays: of their combination, and ``teacher.0``, ``teacher.1``, ...
-    Where ``student.weights`` is given: also ``weights``, the content that training starts from.
+    Where ``student.weights`` is given: also ``weights``, the content that training starts from; where
+    ``train.start_from`` is: also ``start``, that run.
 
     Raises:
         MissingArtifactError: the store, or the array asked for, is not there yet.
@@ -118,6 +120,8 @@ def run_inputs(run: Run) -> dict[str, str]:
     inputs = {"store": work, "frontend": frontend}
     if recipe.student.weights is not None:
         inputs["weights"] = content_digest(recipe.student.weights)
+    if recipe.train.start_from is not None:
+        inputs["start"] = artifact.read(folder_of(recipe.train.start_from)).digest
     if not recipe.targets.teachers:
         return {**inputs, "teacher": teacher_digest(meta, there, recipe)}
     chosen = [choice.choose(there, "embedding", name, str(place)) for name in recipe.targets.teachers]

@@ -15,15 +15,16 @@ from torch.nn import functional as F
 
 from pipeline import artifact
 from pipeline.config import EmbedConfig, Section, TeacherConfig
-from pipeline.errors import ConfigError, MissingArtifactError, WeightsError
+from pipeline.errors import ConfigError, WeightsError
 from pipeline.frontends.log_mel import LogMel
+from pipeline.run_folder import PREFIX as PREFIX
+from pipeline.run_folder import folder_of as folder_of
 from pipeline.students.saved import SavedStudent, load_student, read_description
 from pipeline.teachers import finetuned
 from pipeline.teachers import options as teacher_options
 from pipeline.teachers.base import Teacher
 from pipeline.teachers.network import NetworkTeacher
 
-PREFIX = "run:"
 OWN_LICENCE = "your own run; no teacher's licence applies"
 
 
@@ -124,29 +125,6 @@ def _head(path: Path, saved: SavedStudent) -> tuple[Tensor, Tensor] | None:
             f"{path} is not this run's head", expected=f"(outputs, {saved.embedding_dim})", got=got
         )
     return weight.float(), bias.float()
-
-
-def folder_of(name: str) -> Path:
-    """Return the folder that ``run:FOLDER`` names; its last part may be a pattern of one match.
-
-    Raises:
-        MissingArtifactError: no finished run is there.
-        ConfigError: several are.
-    """
-    given = name.removeprefix(PREFIX)
-    found = [Path(given)]
-    if any(sign in given for sign in "*?["):
-        # A run's folder ends in a digest that a recipe cannot know beforehand.
-        matches = sorted(Path(given).parent.glob(Path(given).name))
-        found = [match for match in matches if artifact.is_finished(match)]
-    if len(found) > 1:
-        raise ConfigError(f"{name} names several runs", expected="one", got=", ".join(map(str, found[:6])))
-    if not found or not artifact.is_finished(found[0]):
-        raise MissingArtifactError(
-            f"no finished run is at {given}", expected="a folder that ossicle distill made",
-            got="none" if not found else str(found[0]), run="ossicle distill RECIPE",
-        )  # fmt: skip
-    return found[0]
 
 
 def build_run(config: TeacherConfig, *, weights: Path | None = None, cache: Path | None = None) -> Teacher:

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from pipeline.config import Recipe
-from pipeline.embedding.ranks import Rank
+from pipeline.ranks import Rank
 from pipeline.embedding.ray_engine import ShardCalls
 from pipeline.embedding.worker import Message
 from pipeline.errors import ConfigError, WeightsError

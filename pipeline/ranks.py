@@ -1,4 +1,4 @@
-"""Which share of the shards this process has, as torchrun and Slurm say it."""
+"""Which of several processes this one is, as torchrun and Slurm say it."""
 
 from __future__ import annotations
 
