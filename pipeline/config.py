@@ -16,6 +16,9 @@ from pipeline.input_config import Input
 from pipeline.log_mel_config import LogMelConfig as LogMelConfig
 from pipeline.loss_config import LossConfig as LossConfig
 from pipeline.relations_config import RelationsConfig as RelationsConfig
+from pipeline.search_config import SearchConfig as SearchConfig
+from pipeline.search_config import SelectionConfig as SelectionConfig
+from pipeline.search_config import SweepConfig as SweepConfig
 from pipeline.section import Section as Section
 from pipeline.section import canonical_json as canonical_json
 from pipeline.section import digest as digest
@@ -197,6 +200,9 @@ class Recipe(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     benchmark: BenchmarkConfig = BenchmarkConfig()
     finetune: FinetuneConfig = FinetuneConfig()
+    selection: SelectionConfig = SelectionConfig()
+    sweep: SweepConfig = SweepConfig()
+    search: SearchConfig = SearchConfig()
     runs: dict[str, RunConfig] = Field({}, description="named runs; none = one run called after the student")
     headline: str | None = Field(None, description="the run that README and the report put first")
     jobs: int = Field(0, ge=0, description="runs trained at the same time; 0 = one a core")
