@@ -30,3 +30,13 @@ class StudentConfig(Section):
         description="SHA-256 of `weights` where the published file's is not known here",
     )
     options: dict[str, Any] = Field({}, description="the student's own keys, listed in docs/students.md")
+
+    def counted(self) -> dict[str, Any]:
+        """Return what of it names a run: not where its weights lie, which count by content.
+
+        Keys that came later count only where they are used, so that older runs keep their names.
+        """
+        used = self.model_dump(mode="json", exclude={"weights", "trust_sha256"})
+        if not self.options:
+            del used["options"]
+        return used

@@ -15,7 +15,7 @@ from pipeline.store import choice, schema
 from pipeline.store.combination import Combination
 from pipeline.store.commits import finished_arrays, read_marker
 from pipeline.store.location import Place, below, is_url
-from pipeline.students.initial import content_digest
+from pipeline.students.checkpoint_file import content_digest
 
 
 def root(recipe: Recipe) -> Path:
@@ -76,15 +76,10 @@ def place_of(text: str) -> Place:
 def run_config(run: Run) -> dict[str, Any]:
     """Return what a run's weights depend on, its inputs apart."""
     recipe = run.recipe
-    sections = {name: getattr(recipe, name).model_dump(mode="json") for name in ("student", "loss")}
+    sections = {"student": recipe.student.counted(), "loss": recipe.loss.model_dump(mode="json")}
     sections["targets"] = recipe.targets.counted()
     if recipe.relations.on:
         sections["relations"] = recipe.relations.model_dump(mode="json")
-    # As in the manifest, keys that came later count only where they are used; the content of weights is an input.
-    for name in ("weights", "trust_sha256"):
-        del sections["student"][name]
-    if not sections["student"]["options"]:
-        del sections["student"]["options"]
     train = recipe.train.counted()
     labelled = recipe.train.control in ("labels", "teacher_lr") or recipe.targets.compression != "none"
     if not labelled:
@@ -118,7 +113,7 @@ def run_inputs(run: Run) -> dict[str, str]:
     there = [spec for spec in meta.arrays if spec.path in finished] or list(meta.arrays)
     choice.choose(there, "spectrogram", frontend, str(place))
     inputs = {"store": work, "frontend": frontend}
-    if recipe.student.weights is not None:
+    if recipe.student.weights is not None and recipe.train.control != "random":
         inputs["weights"] = content_digest(recipe.student.weights)
     if recipe.train.start_from is not None:
         inputs["start"] = artifact.read(folder_of(recipe.train.start_from)).digest

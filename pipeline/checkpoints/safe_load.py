@@ -14,6 +14,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -58,6 +59,14 @@ _ALLOWANCES: dict[str, dict[str, Any]] = {
 }
 
 
+# Named by no honest checkpoint; a file that names one is refused even where other classes are read as stand-ins.
+_NEVER = {
+    "builtins", "__builtin__", "os", "posix", "nt", "sys", "subprocess", "shutil", "socket", "importlib", "runpy",
+    "pickle", "_pickle", "code", "codeop", "ctypes", "multiprocessing", "threading", "webbrowser", "types", "functools",
+    "operator", "timeit", "pdb", "cProfile", "profile", "asyncio", "pty", "torch", "numpy",
+}  # fmt: skip
+
+
 class StandIn:
     """What an object of a class named in ``stand_ins`` is read as: its state as plain attributes."""
 
@@ -70,14 +79,19 @@ class StandIn:
 
 
 def load_payload(
-    path: Path, *, allow: Iterable[str] = (), stand_ins: Iterable[str] = (), max_bytes: int = 4 << 30
+    path: Path,
+    *,
+    allow: Iterable[str] = (),
+    stand_ins: Iterable[str] | None = (),
+    max_bytes: int = 4 << 30,
 ) -> Any:
     """Return what the checkpoint file holds, on the CPU; no code of it is run.
 
     Args:
         path: ``.safetensors``, or a torch file (zip or legacy) under one of ``TORCH_SUFFIXES``.
         allow: groups of names besides tensors and plain values: numpy_scalars, numpy_arrays, namespace.
-        stand_ins: ``module.Class`` names that are read as :class:`StandIn`.
+        stand_ins: ``module.Class`` names that are read as :class:`StandIn`; None = every class but the
+            standard library's means of running code, and torch's and numpy's own.
         max_bytes: a larger file is refused unread.
 
     Raises:
@@ -97,14 +111,16 @@ def load_payload(
         known = ", ".join((*TORCH_SUFFIXES, ".safetensors"))
         raise _refusal(path, "its suffix is not a checkpoint's", known, path.suffix or "none")
     named = {key: value for group in allow for key, value in _ALLOWANCES[group].items()}
-    named |= {" ".join(name.rsplit(".", 1)): StandIn for name in stand_ins}
+    named |= {" ".join(name.rsplit(".", 1)): StandIn for name in stand_ins or ()}
+    names = _Names(set(named), any_class=stand_ins is None)
     with path.open("rb") as file:
         zipped = file.read(4) == b"PK\x03\x04"
         file.seek(0)
         if zipped:
-            _scan_zip(path, file, set(named))
+            _scan_zip(path, file, names)
         else:
-            _scan_legacy(path, file, size, set(named))
+            _scan_legacy(path, file, size, names)
+    named |= dict.fromkeys(names.met, StandIn)
     allowed: list[Any] = [(value, key.replace(" ", ".")) for key, value in named.items()]
     allowed += _NUMPY_DTYPES if any(group.startswith("numpy") for group in allow) else []
     try:
@@ -173,10 +189,32 @@ class _CountedReader:
         return self.file.readline(4096)
 
 
+@dataclass
+class _Names:
+    """What a pickle may name besides tensors (``module name``), and the classes met that become stand-ins."""
+
+    allowed: set[str]
+    any_class: bool = False
+    met: set[str] = field(default_factory=set)
+
+    def __contains__(self, full: str) -> bool:
+        return full in self.allowed
+
+    def takes(self, module: str, name: str) -> bool:
+        """Whether an object of this class is read as a stand-in, which is then noted."""
+        full = f"{module} {name}"
+        if full in self.allowed:
+            return True
+        if self.any_class and module.partition(".")[0] not in _NEVER:
+            self.met.add(full)
+            return True
+        return False
+
+
 class _Scan(pickle._Unpickler):
     """Walks a pickle without importing or calling anything it names, and adds up what its tensors need."""
 
-    def __init__(self, reader: _CountedReader, named: set[str]) -> None:
+    def __init__(self, reader: _CountedReader, named: _Names) -> None:
         super().__init__(reader)
         self.named = named
         self.storages: dict[str, int] = {}
@@ -192,7 +230,7 @@ class _Scan(pickle._Unpickler):
             return _NeverCalled()
         if full.endswith(" _reconstruct") and full in self.named:
             return _empty_array
-        if full in _PLAIN or full in self.named or full == "_codecs encode":
+        if full in _PLAIN or full == "_codecs encode" or self.named.takes(module, name):
             return _Inert
         raise _RefusedError("it names code", "tensors and plain values", f"{module}.{name}")
 
@@ -241,7 +279,7 @@ _NOT_OF_TORCH = (pickle.FRAME, pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.INS
 _Scan.dispatch = {**pickle._Unpickler.dispatch, **{opcode[0]: _forbidden for opcode in _NOT_OF_TORCH}}
 
 
-def _scan(path: Path, file: BinaryIO, limit: int, named: set[str]) -> tuple[_Scan, Any]:
+def _scan(path: Path, file: BinaryIO, limit: int, named: _Names) -> tuple[_Scan, Any]:
     scan = _Scan(_CountedReader(file, limit), named)
     try:
         value = scan.load()
@@ -253,7 +291,7 @@ def _scan(path: Path, file: BinaryIO, limit: int, named: set[str]) -> tuple[_Sca
     return scan, value
 
 
-def _scan_zip(path: Path, file: BinaryIO, named: set[str]) -> None:
+def _scan_zip(path: Path, file: BinaryIO, named: _Names) -> None:
     try:
         archive = zipfile.ZipFile(file)
     except (zipfile.BadZipFile, ValueError, OSError) as error:
@@ -282,7 +320,7 @@ def _scan_zip(path: Path, file: BinaryIO, named: set[str]) -> None:
             raise _refusal(path, f"storage {key} is shorter than declared", f"{needed} bytes", got)
 
 
-def _scan_legacy(path: Path, file: BinaryIO, size: int, named: set[str]) -> None:
+def _scan_legacy(path: Path, file: BinaryIO, size: int, named: _Names) -> None:
     """torch before 1.6: five pickles in a row (magic, protocol, system, object, storage keys), then the bytes."""
     _, magic = _scan(path, file, MAX_PICKLE_BYTES, named)
     if magic != torch.serialization.MAGIC_NUMBER:

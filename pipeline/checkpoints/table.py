@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -23,11 +24,10 @@ GIB = 1 << 30
 Allowance = Literal["numpy_scalars", "numpy_arrays", "namespace"]
 
 
-class Checkpoint(Section):
-    """One published checkpoint and how to get it."""
+class PublishedFile(Section):
+    """What is known of a published checkpoint, whoever takes it."""
 
-    name: str = Field(description="the table's name, as `ossicle fetch teacher NAME` takes it")
-    teacher: str = Field(description="name in the registry of teachers")
+    name: str = Field(description="the table's name")
     file: str = Field("", description="file name as published")
     files: tuple[str, ...] = Field((), description="file names, where it is published under several")
     sha256: str | None = Field(
@@ -37,12 +37,6 @@ class Checkpoint(Section):
     citation: str = Field(min_length=1, description="authors, title, venue, year")
     published_at: str = Field(min_length=1, description="where the authors publish it")
     note: str = ""
-    requirement: str | None = Field(
-        None, description="name==version on PyPI, where the file is inside a wheel"
-    )
-    archive: str | None = Field(None, description="file name of the wheel or zip that holds the file")
-    archive_sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
-    member: str | None = Field(None, description="path of the file inside the archive")
     allow: tuple[Allowance, ...] = Field(
         (), description="what its pickle holds besides tensors and plain values"
     )
@@ -52,11 +46,9 @@ class Checkpoint(Section):
     max_bytes: int = Field(4 * GIB, gt=0, description="a larger file is refused unread")
 
     @model_validator(mode="after")
-    def _possible(self) -> Checkpoint:
+    def _named(self) -> PublishedFile:
         if not self.file and not self.files:
             raise ValueError("give file (or files): the name under which it is published")
-        if self.requirement and not (self.archive and self.archive_sha256 and self.member):
-            raise ValueError("requirement needs archive, archive_sha256 and member")
         return self
 
     @property
@@ -65,10 +57,36 @@ class Checkpoint(Section):
         return self.file or self.files[0]
 
     @property
+    def file_names(self) -> tuple[str, ...]:
+        """Every file name under which it is published."""
+        return tuple(filter(None, (self.file, *self.files)))
+
+
+class Checkpoint(PublishedFile):
+    """One published checkpoint of a teacher and how to get it."""
+
+    teacher: str = Field(description="name in the registry of teachers")
+    requirement: str | None = Field(
+        None, description="name==version on PyPI, where the file is inside a wheel"
+    )
+    archive: str | None = Field(None, description="file name of the wheel or zip that holds the file")
+    archive_sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
+    member: str | None = Field(None, description="path of the file inside the archive")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Checkpoint:
+        if self.requirement and not (self.archive and self.archive_sha256 and self.member):
+            raise ValueError("requirement needs archive, archive_sha256 and member")
+        return self
+
+    @property
     def fetch_command(self) -> str:
         """The command that brings it into the cache."""
         source = "" if self.requirement else f" --from {self.published_name}"
         return f"ossicle fetch teacher {self.name}{source}"
+
+
+Listed = TypeVar("Listed", bound=PublishedFile)
 
 
 @functools.cache
@@ -77,19 +95,28 @@ def _table() -> dict[str, Checkpoint]:
 
 
 def read(folder: Path) -> dict[str, Checkpoint]:
-    """Return every checkpoint of ``folder``'s TOML files by name, in the order of files and tables.
+    """Return every teacher's checkpoint of ``folder``'s TOML files by name, in the order of files and tables.
 
     Raises:
         ConfigError: a table is wrong, or two have one name.
     """
-    found: dict[str, Checkpoint] = {}
-    for path in sorted(folder.glob("*.toml")):
+    return read_tables(sorted(folder.glob("*.toml")), Checkpoint)
+
+
+def read_tables(paths: Iterable[Path], kind: type[Listed]) -> dict[str, Listed]:
+    """Return every table of the TOML files as ``kind``, by name, in the order of files and tables.
+
+    Raises:
+        ConfigError: a table is wrong, or two have one name.
+    """
+    found: dict[str, Listed] = {}
+    for path in paths:
         try:
             tables: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
             for name, table in tables.items():
                 if name in found:
                     raise ConfigError(f"{path.name}: checkpoint {name!r} is listed twice")
-                found[name] = Checkpoint.model_validate({"name": name, **table})
+                found[name] = kind.model_validate({"name": name, **table})
         except (tomllib.TOMLDecodeError, TypeError) as error:
             raise ConfigError(f"{path} is not a table of checkpoints: {error}") from error
         except ValidationError as error:

@@ -26,7 +26,9 @@ from pipeline.frontends.log_mel import LogMel
 from pipeline.manifest import Manifest
 from pipeline.recipe import Run
 from pipeline.students import build_student
+from pipeline.students.checkpoint_file import content_digest
 from pipeline.students.classifier import save_classifier
+from pipeline.students.initial import load_initial
 from pipeline.students.normalised import NormalisedStudent
 from pipeline.students.saved import save_student
 from pipeline.teachers.base import Teacher
@@ -80,7 +82,7 @@ def identity(run: Run, fold: int | None) -> dict[str, Any]:
         "code": 1,
     }
     if config.teacher is None:
-        made["student"] = run.recipe.student.model_dump(mode="json")
+        made["student"] = run.recipe.student.counted()
         made["frontend"] = run.recipe.embed.frontend.model_dump(mode="json")
     return made
 
@@ -89,6 +91,8 @@ def inputs_of(run: Run, manifest: Manifest) -> dict[str, str]:
     """Return the digests of the manifest, of a teacher that is itself a run, and of the device responses."""
     config = run.recipe.finetune
     made = {"manifest": manifest.digest}
+    if config.teacher is None and run.recipe.student.weights is not None:
+        made["weights"] = content_digest(run.recipe.student.weights)
     if config.teacher is not None and config.teacher.name.startswith(RUN_PREFIX):
         made["teacher"] = artifact.read(folder_of(config.teacher.name)).digest
     if config.dir_probability > 0 and config.dir_folder is not None:
@@ -205,6 +209,7 @@ class _Learner:
     def _network(self) -> NormalisedStudent | WholeTeacher | FrozenTeacher:
         if self.teacher is None:
             backbone = build_student(self.recipe.student, self.recipe.embed.frontend.mels)
+            load_initial(backbone, self.recipe.student, self.recipe.embed.frontend.mels)
             return NormalisedStudent(backbone, *self.statistics)
         if self.config.trained == "whole":
             return WholeTeacher(self.teacher)

@@ -15,11 +15,11 @@ from safetensors.torch import save as save_tensors
 from pipeline import artifact
 from pipeline.config import LogMelConfig, Section, StudentConfig
 from pipeline.errors import MissingArtifactError, WeightsError
+from pipeline.students.checkpoint_file import DESCRIPTION_FILE as DESCRIPTION_FILE
+from pipeline.students.checkpoint_file import WEIGHTS_FILE as WEIGHTS_FILE
+from pipeline.students.initial import StartedFrom
 from pipeline.students.normalised import NormalisedStudent
 from pipeline.students.registry import build_student
-
-WEIGHTS_FILE = "student.safetensors"
-DESCRIPTION_FILE = "student.json"
 
 
 class TeacherCredit(Section):
@@ -34,7 +34,9 @@ class SavedStudent(Section):
     """The content of ``student.json``."""
 
     schema_version: Literal["ossicle-student/1"] = "ossicle-student/1"
-    student: StudentConfig = Field(description="the recipe's section: name, width, embedding_dim, odd_size")
+    student: StudentConfig = Field(
+        description="the recipe's section: name, width, embedding_dim and its own keys"
+    )
     embedding_dim: int = Field(gt=0, description="width of the embedding the network gives")
     parameters: int = Field(ge=0, description="trainable numbers, projector not among them")
     mels: int = Field(gt=0)
@@ -42,6 +44,7 @@ class SavedStudent(Section):
     std: float = Field(gt=0, description="of the training rows' log-mel")
     frontend: LogMelConfig = Field(description="every constant of the log-mel it was trained on")
     teacher: TeacherCredit | None = Field(None, description="None where no teacher taught it")
+    started_from: StartedFrom | None = Field(None, description="None where it started at random")
     weights_sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of student.safetensors")
 
 
@@ -51,6 +54,7 @@ def save_student(
     config: StudentConfig,
     frontend: LogMelConfig,
     teacher: TeacherCredit | None = None,
+    started_from: StartedFrom | None = None,
 ) -> SavedStudent:
     """Write ``student`` into ``folder`` and return its description; the description is written last.
 
@@ -60,11 +64,12 @@ def save_student(
         config: the recipe's ``student`` section.
         frontend: the log-mel it was trained on.
         teacher: who taught it; None for the controls.
+        started_from: what ``student.weights`` gave; None where it started at random.
     """
     state = {name: value.detach().cpu().contiguous() for name, value in student.state_dict().items()}
     content = save_tensors(state)
     saved = SavedStudent(
-        student=config,
+        student=config.model_copy(update={"weights": None, "trust_sha256": None}),
         embedding_dim=student.embedding_dim,
         parameters=sum(p.numel() for p in student.parameters()),
         mels=frontend.mels,
@@ -72,6 +77,7 @@ def save_student(
         std=float(student.std),
         frontend=frontend,
         teacher=teacher,
+        started_from=started_from,
         weights_sha256=hashlib.sha256(content).hexdigest(),
     )
     artifact.write_bytes(folder / WEIGHTS_FILE, content)

@@ -29,6 +29,7 @@ from pipeline.store.combination import Combination
 from pipeline.store.location import Place, is_url
 from pipeline.store.reader import StoreReader
 from pipeline.students import build_student
+from pipeline.students.initial import load_initial
 from pipeline.students.normalised import NormalisedStudent
 from pipeline.students.saved import TeacherCredit, save_student
 from pipeline.training import targets
@@ -122,6 +123,9 @@ def run_job(
         mean, deviation = global_statistics(pieces(reader, training, "spectrogram"))
         torch.manual_seed(recipe.train.seed)
         backbone = build_student(recipe.student, recipe.embed.frontend.mels)
+        started_from = None
+        if recipe.train.control != "random":
+            started_from = load_initial(backbone, recipe.student, recipe.embed.frontend.mels)
         student = NormalisedStudent(backbone, mean, deviation)
         held_out = read_held_out(reader)
         if recipe.train.control == "random":
@@ -132,7 +136,9 @@ def run_job(
         summary["collapsed"] = warn_if_collapsed(
             summary["effective_rank"], rows, student.embedding_dim, job.run.label
         )
-        save_student(job.folder, kept, recipe.student, recipe.embed.frontend, teacher)
+        save_student(job.folder, kept, recipe.student, recipe.embed.frontend, teacher, started_from)
+        if started_from is not None:
+            summary["started_from"] = started_from.model_dump(mode="json")
         summary |= {"control": recipe.train.control, "embedding_dim": student.embedding_dim, "mean": mean,
                     "std": deviation, "device": recipe.train.device}  # fmt: skip
         return artifact.finish(job.folder, kind="run", config=job.config, inputs=job.inputs, summary=summary)
