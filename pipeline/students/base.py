@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, ClassVar
+
 from torch import nn
+
+from pipeline.config import LogMelConfig
+
+if TYPE_CHECKING:
+    from pipeline.students.causal import CausalForm
 
 
 class Student(nn.Module):
@@ -12,7 +19,19 @@ class Student(nn.Module):
         pooled_dim: width of the pooled features, the network's own embedding.
         embedding_dim: width wanted; where it differs from ``pooled_dim`` a linear layer with bias
             follows the pooling (entries ``embedding.weight``, ``embedding.bias``). None: the network's own.
+
+    Attributes:
+        normalises_input: it hears the spectrogram as stored, for normalising is its own first step (a batch norm)
+            or it needs the true level; any other hears ``(log_mel - mean) / std``.
+        published_constants: prefixes of entries of the published files that are the frontend's here.
+        not_causal: why the family has no causal form; None where :func:`~.causal.make_causal` makes one, which
+            wants every layer that mixes frames to be a module with a :func:`~.causal.causal_form`.
+        causal: what :func:`~.causal.make_causal` made of it; None for the network as published.
     """
+
+    normalises_input = False
+    published_constants: tuple[str, ...] = ()
+    not_causal: ClassVar[str | None] = "nobody has said how its layers would look back only"
 
     def __init__(self, pooled_dim: int, embedding_dim: int | None = None) -> None:
         super().__init__()
@@ -21,6 +40,13 @@ class Student(nn.Module):
         self.embedding: nn.Module = nn.Identity()
         if self.embedding_dim != pooled_dim:
             self.embedding = nn.Linear(pooled_dim, self.embedding_dim)
+        self.causal: CausalForm | None = None
+
+    def at_any_length(self) -> None:
+        """Drop what the forward does to short inputs: a causal student hears whole blocks only."""
+
+    def check_frontend(self, frontend: LogMelConfig) -> None:
+        """Raise ConfigError where the network cannot hear ``frontend``; most hear any."""
 
 
 def round_channels(channels: float, divisor: int) -> int:

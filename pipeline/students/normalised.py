@@ -13,7 +13,7 @@ from pipeline.students.base import Student
 
 
 class NormalisedStudent(nn.Module):
-    """``(log_mel - mean) / std``, then the backbone.
+    """``(log_mel - mean) / std``, then the backbone; or the backbone alone, where it normalises its input itself.
 
     Args:
         backbone: the student.
@@ -52,5 +52,6 @@ class NormalisedStudent(nn.Module):
         """Return the embedding of every clip."""
         if log_mel.ndim == 3:
             log_mel = log_mel[:, None]
-        embedding: Tensor = self.backbone((log_mel - self.mean) / self.std)
+        heard = log_mel if self.backbone.normalises_input else (log_mel - self.mean) / self.std
+        embedding: Tensor = self.backbone(heard)
         return embedding

@@ -23,6 +23,7 @@ students: Registry[Student] = Registry(
         "cp_resnet": "pipeline.students.cp_resnet:build_cp_resnet",
         "cp_resnet_east": "pipeline.students.cp_resnet:build_cp_resnet_east",
         "dcase24_baseline": "pipeline.students.dcase24:build_dcase24_baseline",
+        "harmonic_cnn": "pipeline.students.harmonic_cnn:build_harmonic_cnn",
         "micronet_m0": "pipeline.students.micronet:build_m0",
         "micronet_m1": "pipeline.students.micronet:build_m1",
         "micronet_m2": "pipeline.students.micronet:build_m2",
@@ -30,6 +31,11 @@ students: Registry[Student] = Registry(
         "mobilevitv2_050": "pipeline.students.mobilevitv2:build_050",
         "mobilevitv2_075": "pipeline.students.mobilevitv2:build_075",
         "mobilevitv2_100": "pipeline.students.mobilevitv2:build_100",
+        "shortchunk_cnn_res": "pipeline.students.short_chunk_cnn:build_short_chunk_cnn_res",
+        "wav2small": "pipeline.students.wav2small:build_72k",
+        "wav2small_17k": "pipeline.students.wav2small:build_17k",
+        "wav2small_90k": "pipeline.students.wav2small:build_90k",
+        "wav2tiny": "pipeline.students.wav2small:build_wav2tiny",
     },
 )
 
@@ -43,11 +49,17 @@ def build_student(config: StudentConfig, mels: int) -> Student:
 
     Raises:
         UnknownNameError: no student has that name (near matches are listed).
-        ConfigError: its options are unknown to the family, or impossible.
+        ConfigError: its options are unknown to the family, or impossible; it is to be causal and cannot be.
     """
     builder = students.get(config.name)
     options.check(builder, config)
-    return builder(config, mels)
+    student = builder(config, mels)
+    if config.causal:
+        # Here, for listing the names imports no torch.
+        from pipeline.students.causal import make_causal
+
+        make_causal(student, mels, config.memory_frames)
+    return student
 
 
 def check_student(config: StudentConfig) -> None:
