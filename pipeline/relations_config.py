@@ -38,3 +38,9 @@ class RelationsConfig(Section):
         description="auto = exact up to 100,000 rows and on CUDA, else approximate (extra: neighbours)",
     )
     seed: int = Field(0, ge=0, description="of the anchors")
+
+    def counted(self) -> dict[str, object]:
+        """Return what a run's identity depends on: keys that are not their default."""
+        values = self.model_dump(mode="json")
+        fields = type(self).model_fields
+        return {key: value for key, value in values.items() if getattr(self, key) != fields[key].default}

@@ -78,8 +78,8 @@ def run_config(run: Run) -> dict[str, Any]:
     recipe = run.recipe
     sections = {"student": recipe.student.counted(), "loss": recipe.loss.model_dump(mode="json")}
     sections["targets"] = recipe.targets.counted()
-    if recipe.relations.on:
-        sections["relations"] = recipe.relations.model_dump(mode="json")
+    if related := recipe.relations.counted():
+        sections["relations"] = related
     train = recipe.train.counted()
     labelled = recipe.train.control in ("labels", "teacher_lr") or recipe.targets.compression != "none"
     if not labelled:
