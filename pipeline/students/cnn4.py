@@ -6,13 +6,13 @@ maximum over time, side by side, follow Kong et al. (PANNs, 2020), who add the t
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from pipeline.config import StudentConfig
 from pipeline.errors import ConfigError
 from pipeline.students.base import Student, round_channels
+from pipeline.students.pooling import MeanMaxPool
 
 CHANNELS = (16, 32, 64, 128)
 WIDE_CHANNELS = (24, 48, 96, 160)
@@ -38,6 +38,8 @@ class Cnn4(Student):
         ConfigError: ``channels`` are not four.
     """
 
+    not_causal = None
+
     def __init__(
         self,
         channels: tuple[int, ...] = CHANNELS,
@@ -60,12 +62,11 @@ class Cnn4(Student):
             if index < 3:
                 layers.append(nn.MaxPool2d(2, ceil_mode=True))
         self.features = nn.Sequential(*layers)
+        self.pool = MeanMaxPool()
 
     def forward(self, log_mel: Float[Tensor, "batch channels mels frames"]) -> Float[Tensor, "batch dim"]:
         """Return the embedding ``[mean over time, maximum over time]`` of the mel-averaged last map."""
-        over_time = self._map(log_mel).float().mean(dim=2)
-        pooled = torch.cat([over_time.mean(dim=2), over_time.amax(dim=2)], dim=1)
-        embedding: Tensor = self.embedding(pooled)
+        embedding: Tensor = self.embedding(self.pool(self._map(log_mel)))
         return embedding.float()
 
     def _map(self, x: Tensor) -> Tensor:

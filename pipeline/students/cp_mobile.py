@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pipeline.config import StudentConfig
 from pipeline.students.base import Student, make_divisible, round_channels
+from pipeline.students.pooling import MeanPool
 
 CHANNEL_DIVISOR = 8
 SCALED_DIVISOR = 2
@@ -126,6 +127,8 @@ class CpMobile(Student):
     Input ``(batch, in_channels, mels, frames)``, any size from 1 x 1.
     """
 
+    not_causal = None
+
     def __init__(
         self,
         config: CpMobileConfig = CP_MOBILE_128K,
@@ -158,6 +161,7 @@ class CpMobile(Student):
                 )
                 channels = out_channels
             self.stages.add_module(f"s{stage}", layers)
+        self.pool = MeanPool()
         self.feed_forward: nn.Sequential | None = None
         if num_classes:
             self.feed_forward = conv_norm(channels, num_classes, 1, relu=False)
@@ -172,17 +176,14 @@ class CpMobile(Student):
     def forward(self, log_mel: Float[Tensor, "batch channels mels frames"]) -> Float[Tensor, "batch dim"]:
         """Return the embedding, or the logits where there is a classifier."""
         maps = self.maps(log_mel)
-        return embedded(maps, self.embedding) if self.feed_forward is None else self.logits(maps)
+        if self.feed_forward is not None:
+            return self.logits(maps)
+        return self.embedding(self.pool(maps)).float()  # type: ignore[no-any-return]
 
     def logits(self, maps: Float[Tensor, "batch dim mel time"]) -> Float[Tensor, "batch classes"]:
         """Return the classifier's output for the last maps; asked of a network with classes only."""
         assert self.feed_forward is not None
         return self.feed_forward(maps).float().mean(dim=(2, 3))  # type: ignore[no-any-return]
-
-
-def embedded(maps: Float[Tensor, "batch channels mels frames"], embedding: nn.Module) -> Tensor:
-    """Return the maps' mean, taken in float32, through ``embedding``: (batch, dim)."""
-    return embedding(maps.float().mean(dim=(2, 3))).float()  # type: ignore[no-any-return]
 
 
 def initialise(student: Student) -> None:

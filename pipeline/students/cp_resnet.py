@@ -19,7 +19,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from pipeline.config import StudentConfig
 from pipeline.students.base import Student, round_channels
-from pipeline.students.cp_mobile import embedded, initialise
+from pipeline.students.cp_mobile import initialise
+from pipeline.students.pooling import MeanPool
 
 CHANNEL_DIVISOR = 2
 STEM_KERNEL = 5
@@ -107,6 +108,8 @@ class CpResNet(Student):
     leave nothing of is followed by zeros (the 128K network: below 17 mels or 5 frames).
     """
 
+    not_causal = None
+
     def __init__(
         self,
         config: CpResNetConfig = CP_RESNET_128K,
@@ -127,6 +130,7 @@ class CpResNet(Student):
         self.stage1 = _stage(widths[0], widths[0], config, 0)
         self.stage2 = _stage(widths[0], widths[1], config, 1)
         self.stage3 = _stage(widths[1], widths[2], config, 2)
+        self.pool = MeanPool()
         self.feed_forward: nn.Module | None = None
         self.linear_classifier = config.classifier == "linear"
         if num_classes and self.linear_classifier:
@@ -147,7 +151,9 @@ class CpResNet(Student):
     def forward(self, log_mel: Float[Tensor, "batch channels mels frames"]) -> Float[Tensor, "batch dim"]:
         """Return the embedding, or the logits where there is a classifier."""
         maps = self.maps(log_mel)
-        return embedded(maps, self.embedding) if self.feed_forward is None else self.logits(maps)
+        if self.feed_forward is not None:
+            return self.logits(maps)
+        return self.embedding(self.pool(maps)).float()  # type: ignore[no-any-return]
 
     def logits(self, maps: Float[Tensor, "batch dim mel time"]) -> Float[Tensor, "batch classes"]:
         """Return the classifier's output for the last maps; asked of a network with classes only."""
@@ -156,6 +162,10 @@ class CpResNet(Student):
             mean = maps.float().mean(dim=(2, 3)).to(next(self.feed_forward.parameters()).dtype)
             return self.feed_forward(mean).float()  # type: ignore[no-any-return]
         return self.feed_forward(maps).float().mean(dim=(2, 3))  # type: ignore[no-any-return]
+
+    def at_any_length(self) -> None:
+        """Follow no short input by zeros: looking back, the stem and the pools leave a step of any block."""
+        self.least_frames = 1
 
     def _long_enough(self, x: Tensor) -> Tensor:
         mels, frames = x.shape[2], x.shape[3]

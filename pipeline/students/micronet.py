@@ -261,6 +261,8 @@ class MicroNet(Student):
     Input ``(batch, in_channels, mels, frames)``, any size from 1 x 1.
     """
 
+    not_causal = None
+
     def __init__(
         self,
         config: MicroNetConfig = M0,

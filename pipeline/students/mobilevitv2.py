@@ -175,6 +175,8 @@ class MobileVitV2(Student):
     Input ``(batch, in_channels, mels, frames)``, any size from 1 x 1.
     """
 
+    not_causal = "its attention weighs every patch of the clip against all others, the later ones too"
+
     def __init__(
         self,
         multiplier: float = 0.5,
