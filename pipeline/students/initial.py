@@ -100,7 +100,7 @@ def fit_state(student: Student, payload: Any, config: StudentConfig, mels: int, 
     Raises:
         WeightsError: it holds another network, or numbers that are not finite.
     """
-    fit = _fit(student.state_dict(), payload)
+    fit = _fit(student, payload)
     if fit.problems:
         raise _misfit(config, mels, file, payload, fit.problems)
     bad = [name for name, value in fit.state.items() if not torch.isfinite(value).all()]
@@ -123,14 +123,17 @@ class _Fit:
     problems: list[str]
 
 
-def _fit(own: Mapping[str, Tensor], payload: Any) -> _Fit:
+def _fit(student: Student, payload: Any) -> _Fit:
+    own: Mapping[str, Tensor] = student.state_dict()
     found, prefix = _best(payload, own)
     if not found:
         return _Fit({}, [], ["none of its names is one of the network's"])
     inside = {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
     state, notes, problems = _matched(own, inside)
     roots = {name.partition(".")[0] for name in own}
-    left_out = [name for name in inside if name not in own]
+    constants = [name for name in inside if name.startswith(student.published_constants)]
+    notes += [f"{name} is the frontend's and was left out" for name in constants]
+    left_out = [name for name in inside if name not in own and name not in constants]
     problems += [f"{name} is not in the network" for name in left_out if name.partition(".")[0] in roots]
     outside = [name for name in found if not name.startswith(prefix)]
     return _Fit(state, notes + _dropped([*left_out, *outside]), problems)
@@ -231,6 +234,6 @@ def _fitting(config: StudentConfig, mels: int, payload: Any) -> tuple[str, float
                 own = build_student(StudentConfig(name=name, width=width, options=own_options), mels)
         except OssicleError:
             continue
-        if not _fit(own.state_dict(), payload).problems:
+        if not _fit(own, payload).problems:
             return name, width
     return None
