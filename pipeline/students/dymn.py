@@ -7,28 +7,35 @@ TASLP 2024 (arXiv 2310.15648). Published names and numerics: a checkpoint of the
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.config import StudentConfig
-from pipeline.students.base import Student, make_divisible
+from pipeline.config import Section, StudentConfig
+from pipeline.students.base import Student
 from pipeline.students.mobilenetv3 import (
+    LAST_EXPANSION,
     ROWS,
     STEM_CHANNELS,
     Row,
     batch_norm,
+    channels_at,
     conv_norm,
     initialise,
     pooled_classifier,
 )
+from pipeline.students.options import parse, takes
 
 KERNELS = 4
 CONTEXT_RATIO = 4
 LEAST_CONTEXT, MOST_CONTEXT = 32, 128
 # Where the published training starts its temperature, and where S-SONDO leaves it.
 INITIAL_TEMPERATURE = 30.0
+ANNEALING_SHARE = 29 / 200
 
 
 class DynamicConv(nn.Module):
@@ -40,6 +47,8 @@ class DynamicConv(nn.Module):
     Args:
         groups: 1 (with ``kernel`` 1), or ``inputs`` = ``outputs``: depthwise.
     """
+
+    temperature: Tensor
 
     def __init__(
         self,
@@ -53,7 +62,9 @@ class DynamicConv(nn.Module):
     ) -> None:
         super().__init__()
         self.shape = (outputs, inputs // groups, kernel, kernel)
-        self.stride, self.groups, self.temperature = stride, groups, temperature
+        self.stride, self.groups = stride, groups
+        # A tensor, so that a compiled network follows its schedule; of no published file, so not in the state dict.
+        self.register_buffer("temperature", torch.tensor(float(temperature)), persistent=False)
         kernels = torch.empty(KERNELS, *self.shape)
         for one in kernels:
             nn.init.kaiming_normal_(one, mode="fan_out")
@@ -213,7 +224,7 @@ class DyMN(Student):
     At ``width`` 1 it has 8,643,312 parameters and 960 features; 0.4 gives 1,493,768 and 384.
 
     Args:
-        width: multiplies every channel count, rounded to a multiple of 8 (at least 8).
+        width: multiplies every channel count, rounded to a multiple of 8 (of 4 below width 0.1).
         embedding_dim: width of the embedding; default six times the last block's channels.
         in_channels: input channels, 1 for log-mel.
         num_classes: 0 gives the embedding; more adds the published classifier on the last map.
@@ -221,6 +232,8 @@ class DyMN(Student):
 
     Input ``(batch, in_channels, mels, frames)``, any size from 1 x 1.
     """
+
+    not_causal = "its kernels are mixed for the whole clip at once, from the clip's mean"
 
     def __init__(
         self,
@@ -231,15 +244,16 @@ class DyMN(Student):
         num_classes: int = 0,
         temperature: float = INITIAL_TEMPERATURE,
     ) -> None:
-        channels = make_divisible(STEM_CHANNELS * width)
-        last = 6 * make_divisible(ROWS[-1].channels * width)
+        rounded = channels_at(width)
+        channels = rounded(STEM_CHANNELS * width)
+        last = LAST_EXPANSION * rounded(ROWS[-1].channels * width)
         super().__init__(last, embedding_dim)
         self.layers = nn.ModuleList()
-        least, most = make_divisible(LEAST_CONTEXT * width), make_divisible(MOST_CONTEXT * width)
+        least, most = rounded(LEAST_CONTEXT * width), rounded(MOST_CONTEXT * width)
         inputs = channels
         for row in ROWS:
-            hidden, outputs = make_divisible(row.hidden * width), make_divisible(row.channels * width)
-            context = min(max(make_divisible(hidden // CONTEXT_RATIO), least), most)
+            hidden, outputs = rounded(row.hidden * width), rounded(row.channels * width)
+            context = min(max(rounded(hidden // CONTEXT_RATIO), least), most)
             self.layers.append(DynamicInvertedResidual(inputs, hidden, outputs, context, row, temperature))
             inputs = outputs
         self.in_c = conv_norm(in_channels, channels, 3, 2, 1, nn.Hardswish)
@@ -274,14 +288,75 @@ class DyMN(Student):
         """Set the temperature of every softmax over kernels; training lowers it from 30 to 1."""
         for module in self.modules():
             if isinstance(module, DynamicConv):
-                module.temperature = temperature
+                module.temperature.fill_(temperature)
 
 
-def temperature_at(epoch: int, first: float = INITIAL_TEMPERATURE) -> float:
+def temperature_at(epoch: float, first: float = INITIAL_TEMPERATURE) -> float:
     """Return the published schedule: down by 1 an epoch at first, by 0.05 towards the end, never below 1."""
     return max(first - epoch, 1.0 + 0.05 * (first - 1.0) - 0.05 * epoch, 1.0)
 
 
-def build_dymn(config: StudentConfig, mels: int) -> DyMN:
-    """Return DyMN (8.64M parameters at width 1); any number of mels."""
-    return DyMN(width=config.width, embedding_dim=config.embedding_dim)
+class DymnOptions(Section):
+    """``[student.options]`` of DyMN."""
+
+    temperature: float = Field(
+        INITIAL_TEMPERATURE,
+        ge=1,
+        description="of the softmax over kernels at the first step; 1 for weights trained on AudioSet",
+    )
+    temperature_schedule: Literal["annealed", "constant"] = Field(
+        "annealed", description="annealed = EfficientAT's, down to 1; constant = S-SONDO's"
+    )
+    annealing_share: float = Field(
+        ANNEALING_SHARE,
+        gt=0,
+        le=1,
+        description="share of the steps after which it is 1; published 29 of 200 epochs",
+    )
+
+
+class ScheduledDyMN(DyMN):
+    """DyMN whose temperature is a function of the share of training that is done, and part of the state dict.
+
+    The entry ``temperature`` is beside the published ones: what is saved and exported is what was last trained.
+    """
+
+    temperature: Tensor
+
+    def __init__(self, options: DymnOptions, *, width: float, embedding_dim: int | None) -> None:
+        super().__init__(width=width, embedding_dim=embedding_dim, temperature=options.temperature)
+        self.options = options
+        self.register_buffer("temperature", torch.tensor(float(options.temperature)))
+        self.register_load_state_dict_post_hook(_take_stored_temperature)
+
+    def at_share(self, share: float) -> None:
+        """Set the temperature of this moment of training; of a pure function, so that a run resumes equal."""
+        options = self.options
+        if options.temperature_schedule == "annealed":
+            epoch = share / options.annealing_share * (options.temperature - 1.0)
+            self.set_temperature(temperature_at(epoch, options.temperature))
+        else:
+            self.set_temperature(options.temperature)
+
+    def set_temperature(self, temperature: float) -> None:
+        """Set the temperature of every softmax over kernels and the one that is stored."""
+        super().set_temperature(temperature)
+        self.temperature.fill_(temperature)
+
+
+def _take_stored_temperature(module: nn.Module, incompatible: object) -> None:
+    assert isinstance(module, ScheduledDyMN)
+    module.set_temperature(float(module.temperature))
+
+
+@takes(DymnOptions)
+def build_dymn04(config: StudentConfig, mels: int) -> ScheduledDyMN:
+    """Return EfficientAT's dymn04 without classifier (1.49M parameters at width 1); any number of mels."""
+    options = parse(DymnOptions, config)
+    return ScheduledDyMN(options, width=0.4 * config.width, embedding_dim=config.embedding_dim)
+
+
+@takes(DymnOptions)
+def build_dymn10(config: StudentConfig, mels: int) -> ScheduledDyMN:
+    """Return EfficientAT's dymn10, S-SONDO's DyMN, without classifier (8.64M parameters); any number of mels."""
+    return ScheduledDyMN(parse(DymnOptions, config), width=config.width, embedding_dim=config.embedding_dim)

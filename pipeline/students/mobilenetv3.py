@@ -1,12 +1,14 @@
-"""MobileNetV3-large on spectrograms, the mn networks of EfficientAT (Schmid et al., ICASSP 2023, arXiv 2211.04772).
+"""MobileNetV3 on spectrograms, the mn networks of EfficientAT (Schmid et al., ICASSP 2023, arXiv 2211.04772).
 
 Howard et al. (ICCV 2019) with one input channel, true sigmoids in the squeeze-excitation and a last
 convolution of six times the last block's channels. Published names and numerics: a checkpoint of the authors
 loads as it is, given ``num_classes``; S-SONDO's students (ICASSP 2026) are the same network without classifier.
+The small network of Howard et al. is here in the same form; no weights of it are published under these names.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,10 +17,14 @@ from torch import Tensor, nn
 
 from pipeline.config import StudentConfig
 from pipeline.students.base import Student, make_divisible
+from pipeline.students.pooling import MeanPool
 
 STEM_CHANNELS = 16
 CLASSIFIER_CHANNELS = 1280
+LAST_EXPANSION = 6
 SQUEEZE = 4
+CHANNEL_DIVISOR = 8
+LEAST_PUBLISHED_WIDTH = 0.1
 DROPOUT = 0.2
 # Large margins against rounding, and statistics over many small batches, as published.
 NORM_EPSILON = 1e-3
@@ -55,6 +61,26 @@ ROWS = (
     Row(5, 960, 160, True, True, 1),
 )
 
+ROWS_SMALL = (
+    Row(3, 16, 16, True, False, 2),
+    Row(3, 72, 24, False, False, 2),
+    Row(3, 88, 24, False, False, 1),
+    Row(5, 96, 40, True, True, 2),
+    Row(5, 240, 40, True, True, 1),
+    Row(5, 240, 40, True, True, 1),
+    Row(5, 120, 48, True, True, 1),
+    Row(5, 144, 48, True, True, 1),
+    Row(5, 288, 96, True, True, 2),
+    Row(5, 576, 96, True, True, 1),
+    Row(5, 576, 96, True, True, 1),
+)
+
+
+def channels_at(width: float) -> Callable[[float], int]:
+    """Return the rule of channel counts: published multiples of 8; below width 0.1, the least published, of 4."""
+    divisor = CHANNEL_DIVISOR if width >= LEAST_PUBLISHED_WIDTH else CHANNEL_DIVISOR // 2
+    return lambda channels: make_divisible(channels, divisor)
+
 
 def batch_norm(channels: int) -> nn.BatchNorm2d:
     """Return a batch norm with the published epsilon and momentum."""
@@ -77,9 +103,9 @@ def conv_norm(
 class SqueezeExcitation(nn.Module):
     """Channel gates from the channels' means: linear, ReLU, linear, sigmoid (Hu et al., CVPR 2018)."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, rounded: Callable[[float], int]) -> None:
         super().__init__()
-        hidden = make_divisible(channels // SQUEEZE)
+        hidden = rounded(channels // SQUEEZE)
         self.fc1 = nn.Linear(channels, hidden)
         self.fc2 = nn.Linear(hidden, channels)
 
@@ -92,9 +118,9 @@ class SqueezeExcitation(nn.Module):
 class ConcurrentSqueezeExcitation(nn.Module):
     """The published list of squeeze-excitations, of which these networks have one, over channels."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, rounded: Callable[[float], int]) -> None:
         super().__init__()
-        self.conc_se_layers = nn.ModuleList([SqueezeExcitation(channels)])
+        self.conc_se_layers = nn.ModuleList([SqueezeExcitation(channels, rounded)])
 
     def forward(self, x: Float[Tensor, "batch channels mels frames"]) -> Tensor:
         """Return ``x`` times its gates."""
@@ -105,7 +131,9 @@ class ConcurrentSqueezeExcitation(nn.Module):
 class InvertedResidual(nn.Module):
     """1x1 expansion, depthwise convolution, squeeze-excitation, 1x1 projection; a residual where shapes allow."""
 
-    def __init__(self, inputs: int, hidden: int, outputs: int, row: Row) -> None:
+    def __init__(
+        self, inputs: int, hidden: int, outputs: int, row: Row, rounded: Callable[[float], int]
+    ) -> None:
         super().__init__()
         activation = nn.Hardswish if row.hard_swish else nn.ReLU
         layers: list[nn.Module] = []
@@ -113,7 +141,7 @@ class InvertedResidual(nn.Module):
             layers.append(conv_norm(inputs, hidden, 1, 1, 1, activation))
         layers.append(conv_norm(hidden, hidden, row.kernel, row.stride, hidden, activation))
         if row.squeeze:
-            layers.append(ConcurrentSqueezeExcitation(hidden))
+            layers.append(ConcurrentSqueezeExcitation(hidden, rounded))
         layers.append(conv_norm(hidden, outputs, 1, 1, 1, None))
         self.block = nn.Sequential(*layers)
         self.residual = row.stride == 1 and inputs == outputs
@@ -125,18 +153,21 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV3(Student):
-    """MobileNetV3-large with the mean over mel and time of its last map as embedding.
+    """MobileNetV3 with the mean over mel and time of its last map as embedding.
 
-    At ``width`` 1 it has 2,971,664 parameters and 960 features; 0.4 gives 516,128 and 384.
+    The large one has 2,971,664 parameters and 960 features at ``width`` 1, 516,128 and 384 at 0.4, 14,012 at 0.05.
 
     Args:
-        width: multiplies every channel count, rounded to a multiple of 8 (at least 8).
+        width: multiplies every channel count, rounded to a multiple of 8 (of 4 below width 0.1).
         embedding_dim: width of the embedding; default six times the last block's channels.
         in_channels: input channels, 1 for log-mel.
         num_classes: 0 gives the embedding; more adds the published classifier on the last map.
+        rows: :data:`ROWS`, the large network's blocks, or :data:`ROWS_SMALL`.
 
     Input ``(batch, in_channels, mels, frames)``, any size from 1 x 1.
     """
+
+    not_causal = None
 
     def __init__(
         self,
@@ -145,17 +176,20 @@ class MobileNetV3(Student):
         embedding_dim: int | None = None,
         in_channels: int = 1,
         num_classes: int = 0,
+        rows: tuple[Row, ...] = ROWS,
     ) -> None:
-        channels = make_divisible(STEM_CHANNELS * width)
-        last = 6 * make_divisible(ROWS[-1].channels * width)
+        rounded = channels_at(width)
+        channels = rounded(STEM_CHANNELS * width)
+        last = LAST_EXPANSION * rounded(rows[-1].channels * width)
         super().__init__(last, embedding_dim)
         layers: list[nn.Module] = [conv_norm(in_channels, channels, 3, 2, 1, nn.Hardswish)]
-        for row in ROWS:
-            hidden, outputs = make_divisible(row.hidden * width), make_divisible(row.channels * width)
-            layers.append(InvertedResidual(channels, hidden, outputs, row))
+        for row in rows:
+            hidden, outputs = rounded(row.hidden * width), rounded(row.channels * width)
+            layers.append(InvertedResidual(channels, hidden, outputs, row, rounded))
             channels = outputs
         layers.append(conv_norm(channels, last, 1, 1, 1, nn.Hardswish))
         self.features = nn.Sequential(*layers)
+        self.pool = MeanPool()
         self.classifier = pooled_classifier(last, width, num_classes) if num_classes else None
         initialise(self)
 
@@ -165,7 +199,7 @@ class MobileNetV3(Student):
         if self.classifier is not None:
             logits: Tensor = self.classifier(feature_map)
             return logits.float()
-        embedding: Tensor = self.embedding(feature_map.mean(dim=(2, 3)))
+        embedding: Tensor = self.embedding(self.pool(feature_map))
         return embedding.float()
 
 
@@ -190,6 +224,16 @@ def initialise(student: Student) -> None:
             nn.init.zeros_(module.bias)
 
 
-def build_mn(config: StudentConfig, mels: int) -> MobileNetV3:
-    """Return EfficientAT's mn network (2.97M parameters at width 1); any number of mels."""
+def build_mn04(config: StudentConfig, mels: int) -> MobileNetV3:
+    """Return EfficientAT's mn04 without classifier (516K parameters at width 1); any number of mels."""
+    return MobileNetV3(width=0.4 * config.width, embedding_dim=config.embedding_dim)
+
+
+def build_mn10(config: StudentConfig, mels: int) -> MobileNetV3:
+    """Return EfficientAT's mn10, S-SONDO's MobileNetV3, without classifier (2.97M parameters); any number of mels."""
     return MobileNetV3(width=config.width, embedding_dim=config.embedding_dim)
+
+
+def build_small(config: StudentConfig, mels: int) -> MobileNetV3:
+    """Return MobileNetV3-small (927K parameters at width 1); any number of mels."""
+    return MobileNetV3(width=config.width, embedding_dim=config.embedding_dim, rows=ROWS_SMALL)
