@@ -42,25 +42,11 @@ class Student(nn.Module):
         if self.embedding_dim != pooled_dim:
             self.embedding = nn.Linear(pooled_dim, self.embedding_dim)
 
-    def at_share(self, share: float) -> None:
-        """Set what changes with training other than by its gradient, when ``share`` (0 to 1) of it is done.
-
-        Called before every step and before the weights are kept; most networks have nothing of the kind. It
-        must be a pure function of ``share``, and its last value be in the state dict.
-        """
-
     def check_frontend(self, frontend: LogMelConfig) -> None:
         """Raise ConfigError where the network cannot hear ``frontend``; most hear any."""
 
     def at_any_length(self) -> None:
         """Drop what the forward does to short inputs: a causal student hears whole blocks only."""
-
-
-def at_share(network: nn.Module, share: float) -> None:
-    """Call :meth:`Student.at_share` of every student in ``network``."""
-    for module in network.modules():
-        if isinstance(module, Student):
-            module.at_share(share)
 
 
 def round_channels(channels: float, divisor: int) -> int:

@@ -318,7 +318,7 @@ class DymnOptions(Section):
 class ScheduledDyMN(DyMN):
     """DyMN whose temperature is a function of the share of training that is done, and part of the state dict.
 
-    The entry ``temperature`` is beside the published ones: what is saved and exported is what was last trained.
+    The entry ``temperature`` is beside the published ones: what is saved and exported is what was last trained with.
     """
 
     temperature: Tensor
@@ -329,8 +329,9 @@ class ScheduledDyMN(DyMN):
         self.register_buffer("temperature", torch.tensor(float(options.temperature)))
         self.register_load_state_dict_post_hook(_take_stored_temperature)
 
-    def at_share(self, share: float) -> None:
-        """Set the temperature of this moment of training; of a pure function, so that a run resumes equal."""
+    def at_step(self, step: int, steps: int) -> None:
+        """Set the temperature of update ``step`` of ``steps``: a pure function, so that a run resumes equal."""
+        share = step / max(steps - 1, 1)
         options = self.options
         if options.temperature_schedule == "annealed":
             epoch = share / options.annealing_share * (options.temperature - 1.0)
