@@ -22,6 +22,8 @@ from pipeline.teachers.beats_attention import Attention, position_buckets
 from pipeline.teachers.folding import load_published
 from pipeline.teachers.position_convolution import PositionConvolution
 
+# Tokens that go through a feed-forward part together on the CPU: more, and its hidden layer leaves the caches.
+_CPU_TOKENS = 1 << 10
 _TABLE = "encoder.layers.{}.self_attn.relative_attention_bias.weight"
 
 
@@ -127,15 +129,18 @@ class Layer(nn.Module):
     ) -> Float[Tensor, "batch tokens width"]:
         """Return the block's output; see ``Attention`` for the arguments."""
         attended = self.self_attn(x, bias, padding)
-        x = self.self_attn_layer_norm(self._added(x, attended, self.self_attn.out_proj))
-        hidden = torch.ops.aten.gelu_(self.fc1(x))
-        return self.final_layer_norm(self._added(x, hidden, self.fc2))  # type: ignore[no-any-return]
-
-    def _added(self, x: Tensor, inner: Tensor, linear: nn.Linear) -> Tensor:
-        """Return alpha x + linear(inner), the product added in place to what it would be added to."""
-        total = torch.add(linear.bias, x, alpha=self.alpha)
-        total.flatten(0, 1).addmm_(inner.flatten(0, 1), linear.weight.T)
-        return total
+        output = self.self_attn.out_proj
+        # The product is added in place to what it would be added to: alpha x and the bias.
+        total = torch.add(output.bias, x, alpha=self.alpha)
+        total.flatten(0, 1).addmm_(attended.flatten(0, 1), output.weight.T)
+        x = self.self_attn_layer_norm(total)
+        total = torch.add(self.fc2.bias, x, alpha=self.alpha)
+        rows = _CPU_TOKENS if x.device.type == "cpu" else x.shape[0] * x.shape[1]
+        for part, heard in zip(total.flatten(0, 1).split(rows), x.flatten(0, 1).split(rows), strict=True):
+            # The bias apart: with it, linear copies it to every row before it multiplies.
+            hidden = F.linear(heard, self.fc1.weight).add_(self.fc1.bias)
+            part.addmm_(torch.ops.aten.gelu_(hidden), self.fc2.weight.T)
+        return self.final_layer_norm(total)  # type: ignore[no-any-return]
 
 
 class Encoder(nn.Module):
