@@ -9,18 +9,22 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from pipeline.losses.direction import unit_rows
-from pipeline.losses.inputs import working
+from pipeline.losses.inputs import mean_over_rows, working
 
 FeatureKind = Literal["cosine", "mse", "l1", "smooth_l1"]
 
 
 def feature_wise(
-    projected: Float[Tensor, "batch dim"], target: Float[Tensor, "batch dim"], kind: FeatureKind = "cosine"
+    projected: Float[Tensor, "batch dim"],
+    target: Float[Tensor, "batch dim"],
+    kind: FeatureKind = "cosine",
+    row_weight: Float[Tensor, " batch"] | None = None,
 ) -> Float[Tensor, ""]:
     """Return the mean difference of the rows.
 
@@ -40,6 +44,7 @@ def feature_wise(
         projected: the student's rows after the projector.
         target: the teacher's rows.
         kind: how a row is compared with its target.
+        row_weight: of each row in the mean (mixup).
 
     Raises:
         ConfigError: unequal shapes, or no row.
@@ -48,11 +53,12 @@ def feature_wise(
         >>> feature_wise(projector(student(log_mel)), embedding, kind="cosine")
     """
     projected, target = working(projected, target, same_width=True)
-    if kind == "mse":
-        return F.mse_loss(projected, target)
-    if kind == "l1":
-        return F.l1_loss(projected, target)
-    if kind == "smooth_l1":
-        return F.smooth_l1_loss(projected, target)
-    cosines = (unit_rows(projected) * unit_rows(target)).sum(dim=1)
-    return 1.0 - cosines.mean()
+    with torch.autocast(projected.device.type, enabled=False):
+        if kind == "cosine":
+            each = 1.0 - (unit_rows(projected) * unit_rows(target)).sum(dim=1)
+        else:
+            each = _ENTRYWISE[kind](projected, target, reduction="none").mean(dim=1)
+        return mean_over_rows(each, row_weight)
+
+
+_ENTRYWISE = {"mse": F.mse_loss, "l1": F.l1_loss, "smooth_l1": F.smooth_l1_loss}

@@ -57,3 +57,16 @@ def differences(rows: Float[Tensor, "batch dim"]) -> Differences:
         apart = apart.fill_diagonal_(False)
         lengths = torch.where(apart, squared, torch.ones_like(squared)).sqrt() * apart
     return Differences(centred, gram, lengths, apart, scale)
+
+
+def spread_rows(rows: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
+    """Return the centred rows over their root-mean-square norm, float64; 0 where all rows coincide.
+
+    The norm counts as a constant, which is exact for what comes after only if that does not depend on scale.
+    """
+    wide = rows.double()
+    centred = wide - wide.mean(dim=0)
+    scale = centred.detach().square().sum(dim=1).mean().sqrt()
+    # A shorter spread than this is rounding noise, which must not be blown up to unit size.
+    coincide = scale <= COINCIDENT_SHARE * wide.detach().square().sum(dim=1).mean().sqrt()
+    return torch.where(coincide, 0.0, 1.0 / torch.where(coincide, torch.ones_like(scale), scale)) * centred

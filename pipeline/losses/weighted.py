@@ -1,40 +1,56 @@
-"""The weighted sum of the losses that a recipe asks for."""
+"""The weighted sum of the losses over embeddings that a recipe asks for."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from pipeline.config import LossConfig
 from pipeline.errors import ConfigError
+from pipeline.loss_config import EMBEDDING_TERMS, RELATIONAL_TERMS
+from pipeline.losses.angle_sampled import sampled_angle_wise
 from pipeline.losses.angle_wise import angle_wise
+from pipeline.losses.contrastive import contrastive
 from pipeline.losses.cosine_wise import cosine_wise
+from pipeline.losses.distance_correlation import distance_correlation
 from pipeline.losses.distance_wise import distance_wise
 from pipeline.losses.feature_wise import feature_wise
+from pipeline.losses.kernel_alignment import kernel_alignment
 from pipeline.losses.memory import Memory
+from pipeline.losses.scheduled import Scheduled
+from pipeline.losses.similarity_preserving import similarity_preserving
+
+# Splits the draws of triplets from other uses of the same seed and step.
+TRIPLETS_STREAM = 0x7219_0000_0000
 
 
-class WeightedLoss(nn.Module):
-    """Sums distance-, angle-, cosine- and feature-wise losses with the weights of a recipe.
+class WeightedLoss(Scheduled):
+    """Sums the losses over embeddings with the weights of a recipe.
 
-    The feature-wise term always looks at the projection, the relational ones where
-    ``config.relational_on`` says. A term of weight 0 is neither computed nor reported.
+    The feature-wise and the contrastive term always look at the projection, the relational ones where
+    ``config.relational_on`` says. A term whose weight is 0 at every step is neither computed nor reported.
+
+    Args:
+        config: the weights and kinds.
+        seed: of the triplets, where the angle-wise loss draws them.
 
     Example:
         >>> loss = WeightedLoss(LossConfig(distance=1, angle=2, feature=0))
         >>> total, terms = loss(embedding, None, target)  # terms: {"distance": ..., "angle": ...}
     """
 
-    def __init__(self, config: LossConfig) -> None:
-        super().__init__()
-        self.config = config
+    def __init__(self, config: LossConfig, seed: int = 0) -> None:
+        super().__init__(config)
+        self.seed = seed
 
     @property
     def needs_projection(self) -> bool:
         """Whether a projection must be given."""
-        relational = self.config.distance + self.config.angle + self.config.cosine
-        return self.config.feature > 0 or (relational > 0 and self.config.relational_on == "projection")
+        relational = self.config.uses(*RELATIONAL_TERMS) and self.config.relational_on == "projection"
+        return relational or self.config.uses("feature", "contrastive")
 
     def forward(
         self,
@@ -42,37 +58,74 @@ class WeightedLoss(nn.Module):
         projection: Float[Tensor, "batch target_dim"] | None,
         target: Float[Tensor, "batch target_dim"],
         memory: Memory | None = None,
+        clusters: Int[Tensor, " batch"] | None = None,
     ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
         """Return the weighted sum and each term before its weight (detached), by name.
+
+        A weight that follows a schedule is among the terms as ``NAME_weight`` while training.
 
         Args:
             embedding: the student's embedding.
             projection: the embedding after the projector; None where ``needs_projection`` is false.
             target: the teacher's rows after the recipe's transform; gets no gradient.
             memory: further rows that the relational terms, and only they, see; they get no gradient.
+            clusters: of each row in the teacher's space, for the contrastive kinds that ask.
 
         Raises:
             ConfigError: a projection is needed and not given, or shapes do not fit.
         """
         config = self.config
-        terms: dict[str, Tensor] = {}
         if self.needs_projection and projection is None:
             raise ConfigError(
                 "the loss looks at the projection and was given none",
                 expected="(batch, target_dim)",
                 run="give a projection, or set loss.feature=0 and loss.relational_on=embedding",
             )
+        terms: dict[str, Tensor] = {}
         related = projection if config.relational_on == "projection" else embedding
         related_target = target
         if related is not None and memory is not None:
             related, related_target = memory.extended(related, target)
-        if related is not None and config.distance > 0:
-            terms["distance"] = distance_wise(related, related_target)
-        if related is not None and config.angle > 0:
-            terms["angle"] = angle_wise(related, related_target)
-        if related is not None and config.cosine > 0:
-            terms["cosine"] = cosine_wise(related, related_target, config.cosine_kind)
-        if projection is not None and config.feature > 0:
+        if related is not None:
+            terms = {
+                name: term(related, related_target)
+                for name, term in self._relational().items()
+                if config.uses(name)
+            }
+        if projection is not None and config.uses("feature"):
             terms["feature"] = feature_wise(projection, target, config.feature_kind)
-        weighted = [getattr(config, name) * term for name, term in terms.items()]
-        return torch.stack(weighted).sum(), {name: term.detach() for name, term in terms.items()}
+        if projection is not None and config.uses("contrastive"):
+            terms["contrastive"] = contrastive(
+                projection, target, config.contrastive_kind, config.contrastive_temperature, clusters,
+                config.contrastive_masked,
+            )  # fmt: skip
+        if not terms:
+            raise ConfigError(
+                "no term of the loss looks at the embedding",
+                expected=f"a weight of {', '.join(EMBEDDING_TERMS)}",
+            )
+        return self.weighted(terms)
+
+    def _relational(self) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+        config = self.config
+        return {
+            "distance": distance_wise,
+            "angle": self._angle,
+            "cosine": lambda ours, theirs: cosine_wise(ours, theirs, config.cosine_kind),
+            "distance_correlation": lambda ours, theirs: distance_correlation(
+                ours, theirs, config.distance_correlation_kind
+            ),
+            "similarity": similarity_preserving,
+            "kernel": lambda ours, theirs: kernel_alignment(
+                ours, theirs, config.kernel_kind, config.kernel_bandwidth, config.kernel_unbiased
+            ),
+        }
+
+    def _angle(self, ours: Tensor, theirs: Tensor) -> Tensor:
+        triplets = self.config.angle_triplets
+        if triplets is None or triplets >= len(ours) ** 3:
+            return angle_wise(ours, theirs)
+        # Validation has one draw, whenever it is made.
+        step = 0 if self.current_step is None else 1 + self.current_step
+        generator = torch.Generator().manual_seed((TRIPLETS_STREAM + (self.seed << 20) + step) % 2**63)
+        return sampled_angle_wise(ours, theirs, triplets, generator)
