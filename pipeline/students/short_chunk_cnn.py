@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pipeline.config import StudentConfig
 from pipeline.section import Section
@@ -97,6 +98,10 @@ class StridedResidual(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch channels mels frames"]) -> Tensor:
         """Return ``(batch, out_channels, mels / 2, frames / 2)``, rounded up."""
+        if self.training and x.shape[3] == 1:
+            # oneDNN's bfloat16 weight gradient of stride 2 over one column is uninitialised memory; with the column
+            # of zeros that the padding adds anyway it is right.
+            x = F.pad(x, (0, 1))
         main = self.bn_2(self.conv_2(torch.relu(self.bn_1(self.conv_1(x)))))
         return torch.relu(main + self.bn_3(self.conv_3(x)))
 

@@ -23,6 +23,10 @@ CASES = [
     ("mobilevitv2_050", 0.25, None),
     ("cp_resnet", 1.0, None),
     ("cp_mobile_6k", 1.0, 24),
+    ("harmonic_cnn", 0.1, None),
+    ("shortchunk_cnn_res", 0.1, 20),
+    ("wav2small", 0.5, None),
+    ("wav2small_17k", 0.5, None),
 ]
 
 
