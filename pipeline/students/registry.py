@@ -35,6 +35,8 @@ students: Registry[Student] = Registry(
         "mn10": "pipeline.students.mobilenetv3:build_mn10",
         "mobile_fcn": "pipeline.students.mobile_fcn:build_mobile_fcn",
         "mobilenetv3_small": "pipeline.students.mobilenetv3:build_small",
+        "mobilevit_xs": "pipeline.students.mobilevit:build_xs",
+        "mobilevit_xxs": "pipeline.students.mobilevit:build_xxs",
         "mobilevitv2_050": "pipeline.students.mobilevitv2:build_050",
         "mobilevitv2_075": "pipeline.students.mobilevitv2:build_075",
         "mobilevitv2_100": "pipeline.students.mobilevitv2:build_100",
