@@ -49,11 +49,11 @@ class ConvNorm(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """Widen by 2, 3x3 depthwise, project linearly; residual where shapes allow (Sandler et al., 2018)."""
+    """Widen, 3x3 depthwise, project linearly; residual where shapes allow (Sandler et al., 2018)."""
 
-    def __init__(self, channels: int, out_channels: int, stride: int) -> None:
+    def __init__(self, channels: int, out_channels: int, stride: int, expansion: int = 2) -> None:
         super().__init__()
-        hidden = 2 * channels
+        hidden = expansion * channels
         self.conv1_1x1 = ConvNorm(channels, hidden, 1)
         self.conv2_kxk = ConvNorm(hidden, hidden, 3, stride, groups=hidden)
         self.conv3_1x1 = ConvNorm(hidden, out_channels, 1, activate=False)
@@ -201,7 +201,7 @@ class MobileVitV2(Student):
             ),
         )
         self.head = Head(self.embedding_dim, num_classes)
-        self._initialise()
+        initialise(self)
 
     def forward(self, log_mel: Float[Tensor, "batch channels mels frames"]) -> Float[Tensor, "batch dim"]:
         """Return the embedding, or the classifier's logits where there is one."""
@@ -209,17 +209,18 @@ class MobileVitV2(Student):
         out: Tensor = self.head.fc(self.embedding(pooled))
         return out.float()
 
-    def _initialise(self) -> None:
-        """Draw convolutions by fan-out (He et al., 2015) and the classifier with deviation 0.01."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                outputs = math.prod(module.kernel_size) * module.out_channels // module.groups
-                nn.init.normal_(module.weight, std=math.sqrt(2.0 / outputs))
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        if isinstance(self.head.fc, nn.Linear):
-            nn.init.normal_(self.head.fc.weight, std=0.01)
-            nn.init.zeros_(self.head.fc.bias)
+
+def initialise(student: Student) -> None:
+    """Draw convolutions by fan-out (He et al., 2015) and the classifier with deviation 0.01."""
+    for module in student.modules():
+        if isinstance(module, nn.Conv2d):
+            outputs = math.prod(module.kernel_size) * module.out_channels // module.groups
+            nn.init.normal_(module.weight, std=math.sqrt(2.0 / outputs))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, Head) and isinstance(module.fc, nn.Linear):
+            nn.init.normal_(module.fc.weight, std=0.01)
+            nn.init.zeros_(module.fc.bias)
 
 
 def build_050(config: StudentConfig, mels: int) -> MobileVitV2:
