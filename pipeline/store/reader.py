@@ -30,6 +30,7 @@ from pipeline.store.schema import (
     read_meta,
     rows_digest,
 )
+from pipeline.store.shard_file import PlainShards
 
 KINDS = ("spectrogram", "embedding")
 
@@ -192,6 +193,30 @@ class StoreReader:
         start, stop = self.meta.bounds(shard)
         return {kind: self._read(kind, shard, start, stop, (out or {}).get(kind)) for kind in arrays}
 
+    def parts(self, kind: str) -> list[ArraySpec]:
+        """Return the arrays that ``kind`` is read from: one, or those of a combination."""
+        spec = self.spec(kind)
+        return self._combined[1] if kind == "embedding" and self._combined is not None else [spec]
+
+    def composed(self, kind: str, parts: list[dict[str, numpy.ndarray]]) -> numpy.ndarray:
+        """Return rows of ``kind`` of the stored members of each of its ``parts``: decoded, and combined.
+
+        ``read_shard`` is this on a whole shard's members; any rows may be given, the same of every member.
+        """
+        values = [
+            encoding.decoded(spec, [stored[name] for name in zarr_layout.members(spec)])
+            for spec, stored in zip(self.parts(kind), parts, strict=True)
+        ]
+        if kind == "embedding" and self._combined is not None:
+            return self._combined[0].combine(values)
+        return values[0]
+
+    def read_stored(self, spec: ArraySpec, shard: int, out: dict[str, numpy.ndarray]) -> None:
+        """Read a shard's members as they are stored into ``out``: name to a C-contiguous array of its shape."""
+        start, stop = self.meta.bounds(shard)
+        for name in zarr_layout.members(spec):
+            self._member(spec, name, shard, start, stop, out[name])
+
     def read_members(self, spec: ArraySpec, shard: int) -> dict[str, numpy.ndarray]:
         """Return a shard as it is stored: codes with scale and offset, top-k values with indices and tail."""
         start, stop = self.meta.bounds(shard)
@@ -246,6 +271,10 @@ class StoreReader:
         file = zarr_layout.shard_file(spec, name, shard)
         mend = f"ossicle store verify {self.location} --repair, then ossicle embed"
         try:
+            if isinstance(array, PlainShards):
+                if self.location.remote:
+                    return array.decode(self.location.read(file), stop - start, out)
+                return array.read(self.location.folder / file, stop - start, out)
             if isinstance(array, zarr_layout.ShardDecoder):
                 return array.decode(shard, start, stop, self.location.read(file), out)
             if self.location.size(file) is None:
@@ -277,7 +306,7 @@ class StoreReader:
                 self._arrays[key] = self._opened(spec, name)
             return self._arrays[key]
 
-    def _opened(self, spec: ArraySpec, name: str) -> zarr.Array | zarr_layout.ShardDecoder:
+    def _opened(self, spec: ArraySpec, name: str) -> zarr.Array | zarr_layout.ShardDecoder | PlainShards:
         found = zarr_layout.read_attributes(self.location, spec)
         if found.get("digest") != spec.digest or found.get("schema_version") != SCHEMA_VERSION:
             raise DigestMismatchError(
@@ -286,10 +315,15 @@ class StoreReader:
                 got=f"digest {found.get('digest')}, schema version {found.get('schema_version')}",
                 run=f"ossicle store verify {self.location} --repair, then ossicle embed",
             )
-        if self.location.remote:
+        description = self.location.read(f"{spec.path}/{name}/zarr.json")
+        plain = PlainShards.of(description)
+        array: zarr.Array | PlainShards
+        opened: zarr.Array | zarr_layout.ShardDecoder | PlainShards
+        if plain is not None and plain.shard_rows == self.meta.shard_rows:
+            opened = array = plain
+        elif self.location.remote:
             # One request for the whole shard: its index and its chunks apart would be one each.
-            decoder = zarr_layout.ShardDecoder(self.location.read(f"{spec.path}/{name}/zarr.json"))
-            opened: zarr.Array | zarr_layout.ShardDecoder = decoder
+            opened = decoder = zarr_layout.ShardDecoder(description)
             array = decoder.array
         else:
             opened = array = zarr_layout.open_array(self.location.folder / spec.path / name)

@@ -18,6 +18,7 @@ from scipy.special import logsumexp, softmax
 from pipeline.errors import DigestMismatchError, StoreError
 from pipeline.store import zarr_layout
 from pipeline.store.reader import StoreReader
+from pipeline.store.shard_file import PlainShards
 from pipeline.store.writer import StoreWriter
 from tests.store import every_kind, made_store
 
@@ -138,16 +139,25 @@ def test_an_array_is_named_by_teacher_and_output(tmp_path: Path) -> None:
         StoreReader(folder, teacher="linear:layer.1")
 
 
-def test_without_zarrs_the_same_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_directly_by_zarrs_and_by_zarr_the_same_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = made_store.content(45, rejected=(3,))
     folder = made_store.make_store(tmp_path / "s", made)
-    fast = StoreReader(folder).read_shard(1)
-    monkeypatch.setattr(zarr_layout, "fast_pipeline_installed", lambda: False)
-    slow = StoreReader(folder)
-    for kind, values in slow.read_shard(1).items():
-        numpy.testing.assert_array_equal(values, fast[kind])
-    array = slow._open(slow.spectrogram, "log_mel")
-    assert type(array._async_array.codec_pipeline).__name__ == "BatchedCodecPipeline"
+    direct = StoreReader(folder)
+    wanted = direct.read_shard(1)
+    assert isinstance(direct._open(direct.spectrogram, "log_mel"), PlainShards)
+    monkeypatch.setattr(PlainShards, "of", lambda description: None)
+    for installed, pipeline in ((True, "ZarrsCodecPipeline"), (False, "BatchedCodecPipeline")):
+        if installed and not zarr_layout.fast_pipeline_installed():
+            continue
+        with monkeypatch.context() as patch:
+            patch.setattr(zarr_layout, "fast_pipeline_installed", lambda installed=installed: installed)
+            reader = StoreReader(folder)
+            for kind, values in reader.read_shard(1).items():
+                numpy.testing.assert_array_equal(values, wanted[kind])
+            array = reader._open(reader.spectrogram, "log_mel")
+            assert type(array._async_array.codec_pipeline).__name__ == pipeline
 
 
 def test_reading_leaves_zarrs_configuration_alone(tmp_path: Path) -> None:
