@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from pipeline.data_config import AugmentConfig as AugmentConfig
+from pipeline.data_config import SamplingConfig as SamplingConfig
 from pipeline.finetune_config import FinetuneConfig as FinetuneConfig
 from pipeline.input_config import Input
 from pipeline.log_mel_config import LogMelConfig as LogMelConfig
@@ -195,6 +197,8 @@ class Recipe(Section):
     targets: TargetsConfig = TargetsConfig()
     loss: LossConfig = LossConfig()
     relations: RelationsConfig = RelationsConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    augment: AugmentConfig = AugmentConfig()
     train: TrainConfig = TrainConfig()
     export: ExportConfig = ExportConfig()
     evaluate: EvaluateConfig = EvaluateConfig()

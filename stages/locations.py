@@ -80,6 +80,11 @@ def run_config(run: Run) -> dict[str, Any]:
     sections["targets"] = recipe.targets.counted()
     if related := recipe.relations.counted():
         sections["relations"] = related
+    sections |= {
+        name: counted
+        for name, counted in (("sampling", recipe.sampling.counted()), ("augment", recipe.augment.counted()))
+        if counted
+    }
     train = recipe.train.counted()
     labelled = recipe.train.control in ("labels", "teacher_lr") or recipe.targets.compression != "none"
     if not labelled:

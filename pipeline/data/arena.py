@@ -1,94 +1,163 @@
-"""Where decoded rows wait to be gathered: one contiguous array a kind, filled a shard at a time.
+"""Where rows wait to be gathered: contiguous arrays as the store holds them, filled a shard at a time.
 
-Two sizes of the same thing: an arena for the whole selection (every shard is decoded once, later epochs cost
-no decoding) or one for a block of the shuffle buffer.
+Two sizes of the same thing: an arena for the whole selection (every shard is read once, later epochs read
+nothing) or one for a block of the shuffle buffer. Values stay as stored (codes of 8 bits, float16 embeddings)
+and are decoded when rows are gathered.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy
 import torch
 
-from pipeline.data.sampler import Block, ShardPart
-from pipeline.data.selection import Selection
+from pipeline.store import zarr_layout
 from pipeline.store.reader import StoreReader
+from pipeline.store.schema import ArraySpec
+
+# Above this share of a shard its unused rows are held too: the shard is then read straight into place.
+WHOLE_SHARE = 0.5
+Member = tuple[str, str]
+
+
+class Buffers:
+    """Memory that arenas hand on to each other: a fresh page costs about as much as reading into it.
+
+    Safe to use from two threads, of which one takes and one gives.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[numpy.ndarray] = []
+
+    def take(self, size_bytes: int) -> numpy.ndarray:
+        """Return at least ``size_bytes`` bytes of any content."""
+        while self._free:
+            found = self._free.pop()
+            if len(found) >= size_bytes:
+                return found
+        return numpy.empty(size_bytes, dtype=numpy.uint8)
+
+    def give(self, buffer: numpy.ndarray) -> None:
+        """Take a buffer back."""
+        self._free.append(buffer)
 
 
 class Arena:
-    """Contiguous rows of some shard parts.
+    """Contiguous rows of some shards.
 
     Args:
         reader: the store.
-        selection: which rows of each shard are used; parts count in selected rows.
         kinds: arrays to hold.
-        parts: what is to be held, laid end to end.
+        held: shard to the rows wanted of it, ascending indices within the shard; laid end to end in this order.
+        buffers: memory to use; None = memory of its own.
     """
 
     def __init__(
-        self, reader: StoreReader, selection: Selection, kinds: Sequence[str], parts: Sequence[ShardPart]
+        self,
+        reader: StoreReader,
+        kinds: Sequence[str],
+        held: Mapping[int, numpy.ndarray],
+        buffers: Buffers | None = None,
     ) -> None:
-        self.reader, self.selection, self.kinds = reader, selection, tuple(kinds)
-        self.parts = tuple(parts)
-        starts = numpy.cumsum([0, *(part.rows for part in self.parts)])
-        self._place = {
-            part.shard: int(begin) - part.start for part, begin in zip(self.parts, starts, strict=False)
+        self.reader, self.kinds, self.buffers = reader, tuple(kinds), buffers
+        sizes = reader.shard_sizes
+        # With memory of its own an arena stays: then only what is wanted is held.
+        share = 1.0 if buffers is None else WHOLE_SHARE
+        self._rows = {
+            shard: None if len(rows) >= share * sizes[shard] else rows for shard, rows in held.items()
         }
+        lengths = [sizes[shard] if rows is None else len(rows) for shard, rows in self._rows.items()]
+        ends = numpy.cumsum(lengths)
+        self._begin = dict(zip(self._rows, (ends - lengths).tolist(), strict=True))
         self._filled: set[int] = set()
-        self.index = numpy.empty(int(starts[-1]), dtype=numpy.int64)
-        self.values = {
-            kind: numpy.empty((len(self.index), *reader.spec(kind).row_shape), held_dtype(reader, kind))
+        total = int(ends[-1])
+        self._shapes = {
+            (spec.path, name): (numpy.dtype(dtype), row_shape)
             for kind in self.kinds
+            for spec in reader.parts(kind)
+            for name, (dtype, row_shape) in zarr_layout.members(spec).items()
         }
+        widths = {
+            member: total * dtype.itemsize * math.prod(row_shape)
+            for member, (dtype, row_shape) in self._shapes.items()
+        }
+        aligned = {member: -(-width // 64) * 64 for member, width in widths.items()}
+        memory = Buffers() if buffers is None else buffers
+        self._memory: numpy.ndarray | None = memory.take(sum(aligned.values()))
+        self.values: dict[Member, numpy.ndarray] = {}
+        begin = 0
+        for member, (dtype, row_shape) in self._shapes.items():
+            flat = self._memory[begin : begin + widths[member]].view(dtype)
+            self.values[member] = flat.reshape(total, *row_shape)
+            begin += aligned[member]
 
     def fill(self, shards: Sequence[int]) -> None:
-        """Decode those of ``shards`` that are not held yet."""
-        for part in self.parts:
-            if part.shard in shards and part.shard not in self._filled:
-                self._decode(part)
-                self._filled.add(part.shard)
+        """Read those of ``shards`` that are not held yet."""
+        for shard in shards:
+            if shard not in self._filled:
+                self._read(shard)
+                self._filled.add(shard)
 
-    def positions(self, block: Block) -> numpy.ndarray:
-        """Return where the rows of ``block`` lie in this arena, in leaving order."""
-        offsets = numpy.array([self._place[part.shard] for part in block.parts])
-        lengths = [part.rows for part in block.parts]
-        starts = numpy.array([part.start for part in block.parts])
-        first = numpy.cumsum([0, *lengths[:-1]])
-        within = numpy.arange(sum(lengths)) - numpy.repeat(first, lengths)
-        placed: numpy.ndarray = within + numpy.repeat(offsets + starts, lengths)
-        return placed.take(block.order)
+    def positions(self, shards: numpy.ndarray, rows: numpy.ndarray) -> numpy.ndarray:
+        """Return where rows lie in this arena, given the shard of each and its index within the shard."""
+        placed = numpy.empty(len(rows), dtype=numpy.int64)
+        for shard in numpy.unique(shards).tolist():
+            inside = shards == shard
+            held = self._rows[shard]
+            within = rows[inside] if held is None else numpy.searchsorted(held, rows[inside])
+            placed[inside] = self._begin[shard] + within
+        return placed
 
     def gather(self, kind: str, positions: numpy.ndarray, out: torch.Tensor) -> None:
-        """Copy rows ``positions`` into ``out``."""
-        # mode="clip" lets numpy copy straight into ``out``; positions are inside by construction.
-        numpy.take(self.values[kind], positions, axis=0, out=out.numpy(), mode="clip")
+        """Write rows ``positions`` of ``kind`` into ``out``."""
+        parts = self.reader.parts(kind)
+        target = out.numpy()
+        if len(parts) == 1 and len(zarr_layout.members(parts[0])) == 1:
+            held = self.values[parts[0].path, parts[0].data_name]
+            if held.dtype == target.dtype:
+                # mode="clip" lets numpy copy straight into ``out``; positions are inside by construction.
+                numpy.take(held, positions, axis=0, out=target, mode="clip")
+                return
+        target[...] = self.reader.composed(kind, [self._taken(spec, positions) for spec in parts])
 
-    def _decode(self, part: ShardPart) -> None:
-        begin = self._place[part.shard] + part.start
-        rows = self.selection.rows[part.shard][part.start : part.stop]
-        first_row = self.reader.meta.bounds(part.shard)[0]
-        size = self.reader.shard_sizes[part.shard]
-        self.index[begin : begin + part.rows] = rows + first_row
+    def release(self) -> None:
+        """Give the memory back; nothing may be gathered any more."""
+        self.values = {}
+        if self.buffers is not None and self._memory is not None:
+            self.buffers.give(self._memory)
+        self._memory = None
+
+    def _taken(self, spec: ArraySpec, positions: numpy.ndarray) -> dict[str, numpy.ndarray]:
+        return {
+            name: self.values[spec.path, name].take(positions, axis=0, mode="clip")
+            for name in zarr_layout.members(spec)
+        }
+
+    def _read(self, shard: int) -> None:
+        begin, size, rows = self._begin[shard], self.reader.shard_sizes[shard], self._rows[shard]
         for kind in self.kinds:
-            target = self.values[kind][begin : begin + part.rows]
-            same_type = target.dtype == stored_dtype(self.reader, kind)
-            if part.rows == size and same_type:
-                self.reader.read_shard(part.shard, (kind,), out={kind: target})
-                continue
-            values = self.reader.read_shard(part.shard, (kind,))[kind]
-            if same_type:
-                numpy.take(values, rows, axis=0, out=target, mode="clip")
-            else:
-                target[...] = values[rows]
+            for spec in self.reader.parts(kind):
+                names = list(zarr_layout.members(spec))
+                if rows is None:
+                    out = {name: self.values[spec.path, name][begin : begin + size] for name in names}
+                    self.reader.read_stored(spec, shard, out)
+                    continue
+                scratch = {
+                    name: numpy.empty(
+                        (size, *self._shapes[spec.path, name][1]), self._shapes[spec.path, name][0]
+                    )
+                    for name in names
+                }
+                self.reader.read_stored(spec, shard, scratch)
+                for name in names:
+                    target = self.values[spec.path, name][begin : begin + len(rows)]
+                    numpy.take(scratch[name], rows, axis=0, out=target, mode="clip")
 
 
-def stored_dtype(reader: StoreReader, kind: str) -> numpy.dtype:
-    """Return the type in which ``read_shard`` gives ``kind``."""
-    spec = reader.spec(kind)
-    return numpy.dtype(numpy.float16 if spec.dtype == "uint8" else spec.dtype)
-
-
-def held_dtype(reader: StoreReader, kind: str) -> numpy.dtype:
+def held_dtype(reader: StoreReader, kind: str) -> torch.dtype:
     """Return the type in which batches hold ``kind``: spectrograms as read, embeddings float32."""
-    return stored_dtype(reader, kind) if kind == "spectrogram" else numpy.dtype(numpy.float32)
+    if kind == "spectrogram" and reader.spec(kind).dtype != "float32":
+        return torch.float16
+    return torch.float32

@@ -7,48 +7,18 @@ into stage 1 as views of their own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import math
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from pipeline.config import LogMelConfig
+from pipeline.data_config import AUGMENTATIONS as AUGMENTATIONS
+from pipeline.data_config import Augmentation as Augmentation
 from pipeline.errors import ConfigError, near_matches
 
-Validity = Literal["exact", "approximate", "forbidden"]
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """A change of a cached log-mel: whether its embedding still holds, and why."""
-
-    validity: Validity
-    reason: str
-
-
-AUGMENTATIONS: dict[str, Augmentation] = {
-    "frequency_mask": Augmentation("exact", "hides one band from the student, who shall guess it"),
-    "time_mask": Augmentation("exact", "hides one span from the student, who shall guess it"),
-    "time_roll": Augmentation(
-        "exact", "the teacher's embedding pools over time; a small circular shift keeps it"
-    ),
-    "gain": Augmentation("exact", "an embedding should not depend on a small change of level"),
-    "freq_mixstyle": Augmentation(
-        "exact", "changes the device's colour alone, which the embedding should not hold"
-    ),
-    "mixup": Augmentation(
-        "approximate",
-        "the teacher never heard the mixture: mix the loss over both whole targets, not the embeddings",
-    ),
-    "time_reversal": Augmentation(
-        "forbidden", "attack and decay change places: the teacher would hear another sound"
-    ),
-    "pitch_shift": Augmentation("forbidden", "pitch is part of what the teacher hears"),
-    "time_stretch": Augmentation("forbidden", "tempo and texture are part of what the teacher hears"),
-    "reverberation": Augmentation("forbidden", "the teacher would hear the room"),
-    "noise": Augmentation("forbidden", "the teacher would hear the noise"),
-}
+FLOOR_TOLERANCE = 1.02
 
 
 def require_exact(name: str) -> Augmentation:
@@ -73,33 +43,33 @@ def require_exact(name: str) -> Augmentation:
 
 
 def frequency_mask(
-    log_mel: Float[Tensor, "batch mels frames"], max_rows: int, fill: float, generator: torch.Generator
+    log_mel: Float[Tensor, "batch mels frames"],
+    max_rows: int,
+    fill: float,
+    generator: torch.Generator,
+    *,
+    per_clip: bool = True,
 ) -> Float[Tensor, "batch mels frames"]:
     """Return ``log_mel`` with one band of each clip set to ``fill``.
 
     The width is drawn uniformly from 0..``max_rows`` and then the place (SpecAugment's frequency masking
     without time warping, Park et al., Interspeech 2019). ``fill`` is the data set's mean, so that a mask is 0
-    after normalisation; the paper's 0 supposes log-mels normalised to mean 0.
+    after normalisation; the paper's 0 supposes log-mels normalised to mean 0. Without ``per_clip`` the whole
+    batch has one band.
     """
-    return _mask(log_mel, max_rows, fill, generator, axis=1)
+    return _mask(log_mel, max_rows, fill, generator, 1, per_clip)
 
 
 def time_mask(
-    log_mel: Float[Tensor, "batch mels frames"], max_frames: int, fill: float, generator: torch.Generator
+    log_mel: Float[Tensor, "batch mels frames"],
+    max_frames: int,
+    fill: float,
+    generator: torch.Generator,
+    *,
+    per_clip: bool = True,
 ) -> Float[Tensor, "batch mels frames"]:
     """Return ``log_mel`` with one span of up to ``max_frames`` frames of each clip set to ``fill``."""
-    return _mask(log_mel, max_frames, fill, generator, axis=2)
-
-
-def time_roll(
-    log_mel: Float[Tensor, "batch mels frames"], max_frames: int, generator: torch.Generator
-) -> Float[Tensor, "batch mels frames"]:
-    """Return the batch rolled circularly in time by one shift drawn from -``max_frames``..``max_frames``."""
-    _check_limit(max_frames, log_mel.shape[2], "time_roll")
-    if max_frames == 0:
-        return log_mel
-    shift = int(torch.randint(-max_frames, max_frames + 1, (), generator=generator))
-    return log_mel.roll(shift, dims=2)
+    return _mask(log_mel, max_frames, fill, generator, 2, per_clip)
 
 
 def spec_augment(
@@ -109,10 +79,75 @@ def spec_augment(
     time_mask_frames: int,
     fill: float,
     generator: torch.Generator,
+    freq_masks: int = 1,
+    time_masks: int = 1,
+    per_clip: bool = True,
 ) -> Float[Tensor, "batch mels frames"]:
-    """Return ``log_mel`` with one band and one span of each clip set to ``fill``; limit 0 masks nothing."""
-    masked = frequency_mask(log_mel, freq_mask_rows, fill, generator)
-    return time_mask(masked, time_mask_frames, fill, generator)
+    """Return ``log_mel`` with bands and spans of each clip set to ``fill``; limit 0 masks nothing."""
+    for _ in range(freq_masks):
+        log_mel = frequency_mask(log_mel, freq_mask_rows, fill, generator, per_clip=per_clip)
+    for _ in range(time_masks):
+        log_mel = time_mask(log_mel, time_mask_frames, fill, generator, per_clip=per_clip)
+    return log_mel
+
+
+def time_roll(
+    log_mel: Float[Tensor, "batch mels frames"],
+    max_frames: int,
+    generator: torch.Generator,
+    *,
+    per_clip: bool = False,
+) -> Float[Tensor, "batch mels frames"]:
+    """Return the batch rolled circularly in time by a shift drawn from -``max_frames``..``max_frames``.
+
+    Both ends are drawn. One shift for the batch, or with ``per_clip`` one a clip.
+    """
+    _check_limit(max_frames, log_mel.shape[2], "time_roll")
+    if max_frames == 0:
+        return log_mel
+    if per_clip:
+        return roll_clips(
+            log_mel, torch.randint(-max_frames, max_frames + 1, (len(log_mel),), generator=generator)
+        )
+    shift = int(torch.randint(-max_frames, max_frames + 1, (), generator=generator))
+    return log_mel.roll(shift, dims=2)
+
+
+def roll_clips(
+    batch: Float[Tensor, "batch *channels time"], shifts: Int64[Tensor, " batch"]
+) -> Float[Tensor, "batch *channels time"]:
+    """Return each clip rolled circularly along its last axis by its own shift; positive = later."""
+    length = batch.shape[-1]
+    place = (torch.arange(length) - shifts[:, None]).remainder(length).to(batch.device)
+    place = place.view(len(batch), *[1] * (batch.ndim - 2), length)
+    return batch.gather(-1, place.expand(batch.shape))
+
+
+def draw_gain(batch: int, limit_db: int, generator: torch.Generator) -> Float[Tensor, " batch"]:
+    """Return a gain a clip: whole decibels, uniform from -``limit_db`` to ``limit_db`` - 1.
+
+    The half-open range is EfficientAT's (Schmid, Koutini and Widmer, ICASSP 2023).
+    """
+    return torch.randint(-limit_db, limit_db, (batch,), generator=generator).float()
+
+
+def gain(
+    log_mel: Float[Tensor, "batch mels frames"], gain_db: Float[Tensor, " batch"], frontend: LogMelConfig
+) -> Float[Tensor, "batch mels frames"]:
+    """Return what the frontend would give if each clip's waveform were ``gain_db`` louder.
+
+    Exact up to rounding: the frontend's offset is taken out before the mel energies are scaled and put back
+    afterwards, so that silence stays silence and does not follow the gain. What lies on ``log_floor`` stays there.
+    """
+    per_unit = {"ln": 1.0, "log10": 1 / math.log(10), "db": 10 / math.log(10)}[frontend.log]
+    factor = torch.exp(gain_db.to(log_mel) * (frontend.power / 20 * math.log(10))).view(-1, 1, 1)
+    energy = (torch.exp(log_mel / per_unit) - frontend.log_offset).clamp_min(0)
+    louder = energy * factor
+    if frontend.log_floor:
+        # float16 as stored: what was raised to the floor may come back a rounding above it.
+        louder = louder.clamp_min(frontend.log_floor)
+        louder = torch.where(energy <= frontend.log_floor * FLOOR_TOLERANCE, energy, louder)
+    return torch.log(louder + frontend.log_offset) * per_unit
 
 
 def draw_spans(
@@ -126,12 +161,14 @@ def draw_spans(
     return start, start + width
 
 
-def _mask(log_mel: Tensor, limit: int, fill: float, generator: torch.Generator, axis: int) -> Tensor:
+def _mask(
+    log_mel: Tensor, limit: int, fill: float, generator: torch.Generator, axis: int, per_clip: bool
+) -> Tensor:
     length = log_mel.shape[axis]
     _check_limit(limit, length, "frequency_mask" if axis == 1 else "time_mask")
     if limit == 0:
         return log_mel
-    start, end = draw_spans(log_mel.shape[0], length, limit, generator)
+    start, end = draw_spans(log_mel.shape[0] if per_clip else 1, length, limit, generator)
     place = torch.arange(length)
     hidden = (place >= start[:, None]) & (place < end[:, None])
     return log_mel.masked_fill(hidden.unsqueeze(3 - axis).to(log_mel.device), fill)

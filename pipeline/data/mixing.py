@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 VARIANCE_OFFSET = 1e-6
+
+# An objective as training calls it: embeddings, store rows and teacher rows to the loss and its terms.
+Compare = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Who was mixed with whom.
+
+    Attributes:
+        partners: each clip's partner, a permutation of the batch.
+        share: what a clip keeps of itself, the same for the whole batch.
+    """
+
+    partners: Int64[Tensor, " batch"]
+    share: float
 
 
 def swap_frequency_statistics(
@@ -66,6 +85,34 @@ def draw_mixup(
     """Return partners and shares of a batch; each clip keeps at least half, ``max(l, 1 - l)`` of Beta(alpha, alpha)."""
     share = beta(alpha, batch, generator)
     return torch.randperm(batch, generator=generator), torch.maximum(share, 1 - share)
+
+
+def mixed_loss(
+    compare: Compare,
+    embedding: Float[Tensor, "batch dim"],
+    index: Int[Tensor, " batch"],
+    teacher: Float[Tensor, "batch teacher"],
+    mix: Mix,
+) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    """Return the loss of mixed clips: ``share`` of the loss to their own targets, the rest of that to their partners'.
+
+    Each target stays whole, so this holds for every objective: the relational ones see the geometry of the
+    teacher's own embeddings twice and never that of sums that the teacher did not hear. For losses linear in
+    the target (cross-entropy, a cosine to unit targets) it is the loss to the mixed target; labels are mixed
+    with the same share, for ``index`` goes with ``teacher``.
+
+    Args:
+        compare: the objective; called twice.
+        embedding: the student's, of the mixed clips.
+        index: store rows of the clips' own targets.
+        teacher: those rows of the teacher.
+        mix: partners and share.
+    """
+    partners = mix.partners.to(index.device)
+    own, own_terms = compare(embedding, index, teacher)
+    other, other_terms = compare(embedding, index[partners], teacher[partners])
+    terms = {name: mix.share * term + (1 - mix.share) * other_terms[name] for name, term in own_terms.items()}
+    return mix.share * own + (1 - mix.share) * other, terms
 
 
 def beta(alpha: float, count: int, generator: torch.Generator) -> Float[Tensor, " count"]:

@@ -5,6 +5,8 @@ blocks of whole shard parts that hold about ``shuffle_rows`` rows, and each bloc
 first block has a drawn length, so that block borders move from epoch to epoch. After the block shuffle of
 MosaicML Streaming's ``py1br`` (2023); rows are read a shard at a time and never one by one.
 
+Where rows are drawn by weight, an entry is a draw: ``shard_sizes`` counts draws, and a row's draws stand together.
+
 Permutations sort keys drawn from PCG64's raw stream, which NumPy keeps for ever (NEP 19); its
 ``Generator.permutation`` may change between versions, and an order must not.
 """
@@ -73,15 +75,19 @@ class EpochOrder:
         """Rows of this rank in this epoch."""
         return sum(part.rows for parts in self.blocks for part in parts)
 
-    def block(self, index: int) -> Block:
-        """Return block ``index`` with the order of its rows."""
+    def block(self, index: int, owners: numpy.ndarray | None = None) -> Block:
+        """Return block ``index`` with the order of its rows.
+
+        ``owners`` says which row each entry is, where rows are drawn several times; see ``spread``.
+        """
         parts = self.blocks[index]
         rows = sum(part.rows for part in parts)
         if not self.shuffle:
             return Block(parts, numpy.arange(rows))
         before = sum(part.rows for earlier in self.blocks[:index] for part in earlier)
         # Keyed by the block's place in the whole epoch: two ranks never share a stream.
-        return Block(parts, permutation(rows, self.seed, self.epoch, ROWS, self.first_row + before))
+        key = (self.seed, self.epoch, ROWS, self.first_row + before)
+        return Block(parts, permutation(rows, *key) if owners is None else spread(owners, *key))
 
 
 def epoch_order(
@@ -129,6 +135,29 @@ def epoch_order(
 def permutation(length: int, *key: int) -> numpy.ndarray:
     """Return the permutation of ``length`` that ``key`` names, the same with every version of NumPy."""
     return numpy.argsort(_raw(length, *key), kind="stable")
+
+
+def spread(owners: numpy.ndarray, *key: int) -> numpy.ndarray:
+    """Return an order of entries in which those of one owner come evenly spaced, and owners at random.
+
+    Without repeats it is as random as a permutation. A row that is drawn r times in a buffer of n comes about
+    every n / r entries, and not twice in a batch unless it must.
+
+    Args:
+        owners: the row of each entry; equal ones stand together.
+        key: names the order, as in ``permutation``.
+    """
+    starts = numpy.flatnonzero(numpy.diff(owners, prepend=-1))
+    copies = numpy.diff(starts, append=len(owners))
+    number = numpy.arange(len(owners)) - numpy.repeat(starts, copies)
+    place = numpy.repeat(uniforms(len(starts), *key), copies)
+    return numpy.argsort((number + place) / numpy.repeat(copies, copies), kind="stable")
+
+
+def uniforms(length: int, *key: int) -> numpy.ndarray:
+    """Return ``length`` numbers in [0, 1) that ``key`` names: the upper 53 bits of PCG64's stream."""
+    found: numpy.ndarray = (_raw(length, *key) >> numpy.uint64(11)) * 2.0**-53
+    return found
 
 
 def _raw(length: int, *key: int) -> numpy.ndarray:

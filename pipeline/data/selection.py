@@ -27,6 +27,14 @@ class Selection:
         """Selected rows of each shard."""
         return [len(rows) for rows in self.rows]
 
+    def index(self, reader: StoreReader) -> numpy.ndarray:
+        """Return the selected rows' numbers in the store, ascending."""
+        starts = [reader.meta.bounds(shard)[0] for shard in range(reader.meta.shards)]
+        found: numpy.ndarray = numpy.concatenate(
+            [start + rows for start, rows in zip(starts, self.rows, strict=True)]
+        )
+        return found
+
 
 def select_rows(
     reader: StoreReader, split: str | None = None, mask: numpy.ndarray | None = None

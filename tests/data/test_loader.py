@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pipeline.data.loader import Batch, ShardLoader
 from pipeline.errors import ConfigError, DigestMismatchError, StoreError, TrainingError
 from pipeline.store.reader import StoreReader
+from pipeline.store.schema import ArraySpec
 from tests.store import made_store
 
 ROWS, REJECTED = 230, (0, 3, 77, 229)
@@ -108,13 +109,13 @@ def test_caching_does_not_change_the_order(reader: StoreReader) -> None:
 
 def test_a_cached_loader_reads_each_shard_once(reader: StoreReader, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
-    original = StoreReader.read_shard
+    original = StoreReader.read_stored
 
-    def counted(self: StoreReader, shard: int, *args: object, **options: object) -> dict[str, numpy.ndarray]:
+    def counted(self: StoreReader, spec: ArraySpec, shard: int, out: dict[str, numpy.ndarray]) -> None:
         read.append(shard)
-        return original(self, shard, *args, **options)  # type: ignore[arg-type]
+        original(self, spec, shard, out)
 
-    monkeypatch.setattr(StoreReader, "read_shard", counted)
+    monkeypatch.setattr(StoreReader, "read_stored", counted)
     loader = ShardLoader(reader, 16, 1, 50, arrays=("spectrogram",))
     taken(loader, 3 * loader.batches_per_epoch)
     assert sorted(read) == list(range(len(reader.shard_sizes)))
