@@ -25,9 +25,11 @@ from pipeline.students.cp_mobile import GlobalResponseNorm
 from pipeline.students.micronet import COEFFICIENT_RANGE, DynamicShiftMax
 from pipeline.students.mobilenetv3 import SqueezeExcitation
 from pipeline.students.pooling import (
+    CausalMaxPool,
     CausalMeanMaxPool,
     CausalMeanPool,
     CausalStatisticsPool,
+    MaxPool,
     MeanMaxPool,
     MeanPool,
     StatisticsPool,
@@ -139,6 +141,7 @@ causal_form.register(GlobalResponseNorm, CausalGlobalResponseNorm)
 causal_form.register(SqueezeExcitation, CausalSqueezeExcitation)
 causal_form.register(DynamicShiftMax, CausalDynamicShiftMax)
 causal_form.register(MeanPool, lambda module: CausalMeanPool())
+causal_form.register(MaxPool, lambda module: CausalMaxPool())
 causal_form.register(MeanMaxPool, lambda module: CausalMeanMaxPool())
 causal_form.register(StatisticsPool, lambda module: CausalStatisticsPool())
 

@@ -19,6 +19,14 @@ class MeanPool(nn.Module):
         return maps.float().mean(dim=(2, 3))
 
 
+class MaxPool(nn.Module):
+    """The maximum over mel and time."""
+
+    def forward(self, maps: Float[Tensor, "batch channels mels steps"]) -> Float[Tensor, "batch channels"]:
+        """Return the maximum of every channel's map."""
+        return maps.amax(dim=(2, 3))
+
+
 class MeanMaxPool(nn.Module):
     """Mean over mel; then mean and maximum over time, side by side (cf. Kong et al., PANNs, 2020)."""
 
@@ -59,6 +67,19 @@ class CausalMeanPool(nn.Module):
         """Return ``(batch, channels)``, or ``(batch, channels, 1, 1)`` with ``keep_axes``."""
         mean: Tensor = self.running(maps.float().mean(dim=2))
         return mean[:, :, None, None] if self.keep_axes else mean
+
+
+class CausalMaxPool(nn.Module):
+    """:class:`MaxPool` of the steps so far."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.highest = RunningMax()
+
+    def forward(self, maps: Float[Tensor, "batch channels mels steps"]) -> Float[Tensor, "batch channels"]:
+        """Return the maximum of every channel's map."""
+        highest: Tensor = self.highest(maps.amax(dim=2))
+        return highest
 
 
 class CausalMeanMaxPool(nn.Module):

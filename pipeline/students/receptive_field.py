@@ -260,6 +260,9 @@ def _moved_axis(name: str, args: tuple[Any, ...], x: Tensor, out: Tensor, axis: 
     if name == "permute":
         order: list[int] = [d % x.ndim for d in args[1]]
         return order.index(axis)
+    if name in ("mm", "bmm", "addmm") and args[name == "addmm"] is x:
+        # A matrix over another axis than time, on the right.
+        return axis if axis == x.ndim - 2 else None
     if name == "t":
         return 1 - axis
     if name == "transpose":

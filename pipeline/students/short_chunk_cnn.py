@@ -28,6 +28,7 @@ from pipeline.config import StudentConfig
 from pipeline.section import Section
 from pipeline.students import options
 from pipeline.students.base import Student, round_channels
+from pipeline.students.pooling import MaxPool
 
 CHANNELS = (128, 128, 256, 256, 256, 256, 512)
 CHANNEL_DIVISOR = 4
@@ -59,6 +60,7 @@ class TaggingStudent(Student):
     normalises_input = True
     # In the published files, and part of the frontend here.
     published_constants = ("spec.", "hstft.spec.")
+    not_causal = None
 
     def __init__(
         self, channels: int, embedding_dim: int | None, features: Features, num_classes: int
@@ -66,6 +68,7 @@ class TaggingStudent(Student):
         super().__init__(channels, embedding_dim)
         self.gives_pooled = features == "pooled" and not num_classes
         self.dense2: nn.Module | None = None
+        self.pool = MaxPool()
         if self.gives_pooled:
             return
         self.dense1 = nn.Linear(channels, channels)
@@ -76,7 +79,7 @@ class TaggingStudent(Student):
 
     def embedded(self, maps: Float[Tensor, "batch channels mels frames"]) -> Float[Tensor, "batch dim"]:
         """Return the embedding, or the logits where there are classes."""
-        pooled = maps.amax(dim=(2, 3))
+        pooled: Tensor = self.pool(maps)
         if self.gives_pooled:
             return self.embedding(pooled).float()  # type: ignore[no-any-return]
         hidden = torch.relu(self.bn(self.dense1(pooled)))

@@ -141,6 +141,7 @@ class Wav2Small(Student):
     # The published network hears decibels as they are: a batch norm follows its first convolution.
     normalises_input = True
     published_constants = ("vgg7.spectrogram_extractor.", "vgg7.logmel_extractor.")
+    not_causal = "a softmax over all of the clip's frames weighs them, the later ones too"
 
     def __init__(
         self,
