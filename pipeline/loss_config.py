@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -89,6 +90,11 @@ class LossConfig(Section):
     logits: str | None = Field(
         None, description="logits array for hinton and tags: NAME or a digest; default embed.teacher's"
     )
+    classes: Path | None = Field(
+        None,
+        description="JSON list of the teacher's class names in the order of its logits, where the store has none; "
+        "labels share its head where it knows all of them",
+    )
     hinton_temperature: float = Field(1.0, gt=0)
     hinton_alpha: float = Field(
         0.0,
@@ -107,9 +113,6 @@ class LossConfig(Section):
         "bce", description="bce = EfficientAT's; binary_kl = EAsT's, T^2 times the KL of both sides over T"
     )
     tags_temperature: float = Field(1.0, gt=0)
-    labels_kind: Literal["cross_entropy", "bce"] = Field(
-        "cross_entropy", description="one class a row; or several, joined by ';'"
-    )
 
     @model_validator(mode="after")
     def _possible(self) -> LossConfig:

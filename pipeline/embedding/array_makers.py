@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -106,7 +106,7 @@ class TeacherMaker:
 
     def _spec(self, output: str, shape: tuple[int, ...], embed: EmbedConfig) -> ArraySpec:
         teacher, top_k = self.teacher, None
-        constants = {
+        constants: dict[str, Any] = {
             "sample_rate_hz": teacher.sample_rate_hz,
             "window_samples": teacher.window_samples,
             "citation": teacher.citation,
@@ -115,6 +115,9 @@ class TeacherMaker:
         if output == "frames":
             shape, rate_hz, dtype = *self._frame_form(shape), embed.frames_dtype
         if output == "logits":
+            # What a student trained on both the logits and labels has to know; no part of any digest.
+            if classes := getattr(teacher, "classes", None):
+                constants["classes"] = list(classes)
             top_k, dtype = self.config.logits_top_k, embed.logits_dtype
             if top_k is not None and top_k >= shape[0]:
                 raise ConfigError(

@@ -19,6 +19,7 @@ def label_loss(
     labels: Shaped[Tensor, "batch ..."],
     kind: LabelsKind = "cross_entropy",
     row_weight: Float[Tensor, " batch"] | None = None,
+    smoothing: float = 0.0,
 ) -> Float[Tensor, ""]:
     """Return the mean loss of the labelled rows.
 
@@ -32,6 +33,8 @@ def label_loss(
             and 1 (or shares between them, as mixup gives), a row with any negative entry = no label.
         kind: one class a row, or several.
         row_weight: of each row in the mean (mixup).
+        smoothing: share of each label spread over all classes (Szegedy et al., CVPR 2016); with bce, over both
+            outcomes of each class.
 
     Raises:
         ConfigError: labels of another form than ``kind`` needs.
@@ -54,10 +57,12 @@ def label_loss(
     with torch.autocast(student.device.type, enabled=False):
         if kind == "cross_entropy":
             labelled = labels >= 0
-            each = F.cross_entropy(student, labels.clamp(min=0).long(), reduction="none")
+            each = F.cross_entropy(
+                student, labels.clamp(min=0).long(), reduction="none", label_smoothing=smoothing
+            )
         else:
             labelled = (labels >= 0).all(dim=1)
-            known = labels.clamp(min=0).to(student.dtype)
+            known = labels.clamp(min=0).to(student.dtype) * (1.0 - smoothing) + smoothing / 2.0
             each = F.binary_cross_entropy_with_logits(student, known, reduction="none").mean(dim=1)
         weight = labelled.to(each.dtype)
         rows = weight.sum().clamp(min=1.0)

@@ -12,7 +12,7 @@ from pipeline.weight_schedule import WeightSchedule
 class Scheduled(nn.Module):
     """A loss with the weights of a recipe.
 
-    In training the weights are those of ``step`` (of the end before ``set_step``); in evaluation always those of
+    In training the weights are those of ``step`` (of the end before ``at_step``); in evaluation always those of
     the end, so that validation losses of one run can be compared.
 
     Attributes:
@@ -24,6 +24,10 @@ class Scheduled(nn.Module):
         super().__init__()
         self.config = config
         self.step: int | None = None
+
+    def at_step(self, step: int, steps: int) -> None:
+        """Note which update (from 0) of how many is made next; training calls this on every module that has it."""
+        self.step = step
 
     @property
     def current_step(self) -> int | None:
@@ -44,10 +48,3 @@ class Scheduled(nn.Module):
                 if isinstance(getattr(self.config, name), WeightSchedule):
                     logged[f"{name}_weight"] = torch.tensor(weights[name])
         return total, logged
-
-
-def set_step(module: nn.Module, step: int) -> None:
-    """Tell every scheduled loss within ``module`` that update ``step`` (from 0) is being made."""
-    for part in module.modules():
-        if isinstance(part, Scheduled):
-            part.step = step

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from pipeline.config import LossConfig
 from pipeline.errors import ConfigError
 from pipeline.losses.hinton import hinton
 from pipeline.losses.labels import label_loss
@@ -22,10 +23,18 @@ class WeightedClassLoss(Scheduled):
 
     A term whose weight is 0 at every step is neither computed nor reported.
 
+    Args:
+        config: the weights and kinds.
+        smoothing: share of each label spread over all classes, in the labels term.
+
     Example:
         >>> loss = WeightedClassLoss(LossConfig(feature=0, hinton=1, hinton_alpha_weighs="labels"))
         >>> total, terms = loss(logits, teacher_logits)  # terms: {"hinton": ...}
     """
+
+    def __init__(self, config: LossConfig, smoothing: float = 0.0) -> None:
+        super().__init__(config)
+        self.smoothing = smoothing
 
     def forward(
         self,
@@ -47,7 +56,8 @@ class WeightedClassLoss(Scheduled):
             codes: place of each row's label among the teacher's classes, negative = none; for the labels' share of
                 the Hinton term.
             label_logits: the student's logits over the label classes, for the labels term.
-            labels: as ``label_loss`` takes them, for the labels term.
+            labels: class codes (batch,) or 0 and 1 (batch, label_classes), as ``label_loss`` takes them, for the
+                labels term.
 
         Raises:
             ConfigError: an input that a term needs is None, or shapes do not fit.
@@ -73,9 +83,10 @@ class WeightedClassLoss(Scheduled):
                 config.tags_kind, config.tags_temperature, weight,
             )  # fmt: skip
         if config.uses("labels"):
+            known_labels = _given(labels, "labels")
             terms["labels"] = label_loss(
-                _given(label_logits, "the student's logits of the labels"), _given(labels, "labels"),
-                config.labels_kind,
+                _given(label_logits, "the student's logits of the labels"), known_labels,
+                "cross_entropy" if known_labels.ndim == 1 else "bce", smoothing=self.smoothing,
             )  # fmt: skip
         if not terms:
             raise ConfigError(

@@ -68,6 +68,7 @@ class EnsembleTeacher:
                     got=", ".join(names[:8]),
                 )
         self.members, self.name = tuple(members), name
+        self.classes = said[0] if said else None
         total = sum(weights) or 1.0
         self.shares = [w / total for w in weights] or [1.0 / len(members)] * len(members)
         self.sample_rate_hz = max(member.sample_rate_hz for member in members)

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from pipeline import artifact
 from pipeline.config import Section, TeacherConfig, digest
 from pipeline.errors import ConfigError, DigestMismatchError, WeightsError, near_matches
+from pipeline.students.classifier import read_classes
 from pipeline.teachers.base import EMBEDDING_ONLY, Teacher
 from pipeline.teachers.network import NetworkTeacher
 
@@ -140,6 +141,7 @@ class FinetunedTeacher:
         self.window_samples = saved.window_samples
         self.embedding_dim = base.embedding_dim
         self.outputs = (*(name for name in base.outputs if name != "logits"), "logits")
+        self.classes = read_classes(folder)
         self.licence = base.licence
         self.citation = f"run {self.name}, fine-tuned from {base.name}: {base.citation}"
         self._sha256 = saved.weights_sha256

@@ -19,6 +19,7 @@ from pipeline.errors import ConfigError, WeightsError
 from pipeline.frontends.log_mel import LogMel
 from pipeline.run_folder import PREFIX as PREFIX
 from pipeline.run_folder import folder_of as folder_of
+from pipeline.students.classifier import read_classes
 from pipeline.students.saved import SavedStudent, load_student, read_description
 from pipeline.teachers import finetuned
 from pipeline.teachers import options as teacher_options
@@ -80,6 +81,7 @@ class RunTeacher(NetworkTeacher):
         if self.projects and self.projector is not None:
             self.embedding_dim = len(self.projector[1])
         self.outputs = ("embedding", "logits") if self.classifier is not None else ("embedding",)
+        self.classes = read_classes(folder)
         taught = saved.teacher
         self.licence = taught.licence if taught is not None else OWN_LICENCE
         self.citation = f"run {self.name}"
