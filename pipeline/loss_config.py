@@ -88,7 +88,7 @@ class LossConfig(Section):
     )
     contrastive_clusters: int = Field(50, ge=2, description="k-means clusters of the teacher's embeddings")
     logits: str | None = Field(
-        None, description="logits array for hinton and tags: NAME or a digest; default embed.teacher's"
+        None, description="logits array for hinton and tags: NAME or a digest; default the followed teacher's"
     )
     classes: Path | None = Field(
         None,
@@ -168,6 +168,9 @@ class LossConfig(Section):
         """Return what a run's identity depends on: later keys only where they are not their default."""
         values = self.model_dump(mode="json")
         for name, field in type(self).model_fields.items():
-            if name not in FIRST_KEYS and getattr(self, name) == field.default:
+            # Which logits, and the names of their classes, are inputs of a run: their content counts.
+            if name in ("logits", "classes") or (
+                name not in FIRST_KEYS and getattr(self, name) == field.default
+            ):
                 del values[name]
         return values

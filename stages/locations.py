@@ -76,7 +76,7 @@ def place_of(text: str) -> Place:
 def run_config(run: Run) -> dict[str, Any]:
     """Return what a run's weights depend on, its inputs apart."""
     recipe = run.recipe
-    sections = {"student": recipe.student.counted(), "loss": recipe.loss.model_dump(mode="json")}
+    sections = {"student": recipe.student.counted(), "loss": recipe.loss.counted()}
     sections["targets"] = recipe.targets.counted()
     if related := recipe.relations.counted():
         sections["relations"] = related
@@ -87,7 +87,7 @@ def run_config(run: Run) -> dict[str, Any]:
     }
     train = recipe.train.counted()
     labelled = recipe.train.control in ("labels", "teacher_lr") or recipe.targets.compression != "none"
-    if not labelled:
+    if not labelled and not recipe.loss.needs_labels:
         del train["label_column"]
     train.pop("start_from", None)
     return {**sections, "train": train, "code": 1}
@@ -98,7 +98,8 @@ def run_inputs(run: Run) -> dict[str, str]:
 
     Where ``targets.teachers`` names several arrays: of their combination, and ``teacher.0``, ``teacher.1``, ...
     Where ``student.weights`` is given: also ``weights``, the content that training starts from; where
-    ``train.start_from`` is: also ``start``, that run.
+    ``train.start_from`` is: also ``start``, that run; where the loss looks at logits: also ``logits``, their
+    array, and ``classes``, the file that names them.
 
     Raises:
         MissingArtifactError: the store, or the array asked for, is not there yet.
@@ -123,10 +124,26 @@ def run_inputs(run: Run) -> dict[str, str]:
     if recipe.train.start_from is not None:
         inputs["start"] = artifact.read(folder_of(recipe.train.start_from)).digest
     if not recipe.targets.teachers:
-        return {**inputs, "teacher": teacher_digest(meta, there, recipe)}
+        inputs["teacher"] = teacher_digest(meta, there, recipe)
+        return {**inputs, **_class_inputs(recipe, there, [inputs["teacher"]], place)}
     chosen = [choice.choose(there, "embedding", name, str(place)) for name in recipe.targets.teachers]
     inputs |= {f"teacher.{number}": spec.digest for number, spec in enumerate(chosen)}
-    return {**inputs, "teacher": Combination.of(recipe.targets, inputs).spec(chosen).digest}
+    inputs["teacher"] = Combination.of(recipe.targets, inputs).spec(chosen).digest
+    return {**inputs, **_class_inputs(recipe, there, [spec.teacher_digest for spec in chosen], place)}
+
+
+def _class_inputs(
+    recipe: Recipe, there: Sequence[schema.ArraySpec], followed: Sequence[str], place: Place
+) -> dict[str, str]:
+    """Return the digests of the logits array and of the class names' file, where the loss looks at logits."""
+    if recipe.train.control != "none" or not recipe.loss.needs_logits:
+        return {}
+    inputs = {"logits": choice.choose_logits(there, recipe.loss.logits, followed, str(place)).digest}
+    if recipe.loss.classes is not None:
+        if not recipe.loss.classes.is_file():
+            raise MissingArtifactError("loss.classes names no file", got=recipe.loss.classes)
+        inputs["classes"] = artifact.file_digest(recipe.loss.classes)
+    return inputs
 
 
 def teacher_digest(meta: schema.StoreMeta, there: Sequence[schema.ArraySpec], recipe: Recipe) -> str:

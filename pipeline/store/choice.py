@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.errors import DigestMismatchError, StoreError
+from pipeline.errors import DigestMismatchError, MissingArtifactError, StoreError
 from pipeline.store.schema import ArraySpec
 
 MIN_DIGITS = 12
@@ -44,6 +44,37 @@ def choose(there: Sequence[ArraySpec], kind: str, name: str | None, place: str) 
         got=listed,
         run="choose one by its digest" if fitting else "ossicle embed",
     )
+
+
+def choose_logits(
+    there: Sequence[ArraySpec], name: str | None, followed: Sequence[str], place: str
+) -> ArraySpec:
+    """Return the logits array that is meant.
+
+    Args:
+        there: the store's complete arrays.
+        name: of a teacher or of a joined file, or digits of a digest; None = the followed teachers' own.
+        followed: digests of the teachers whose embeddings are learnt from.
+        place: the store, for messages.
+
+    Raises:
+        MissingArtifactError: name is None and none of the followed teachers has logits.
+        DigestMismatchError: the name fits none.
+        StoreError: several fit.
+    """
+    if name is not None:
+        return choose(there, "logits", name, place)
+    logits = [spec for spec in there if spec.kind == "logits"]
+    own = [spec for spec in logits if spec.teacher_digest in followed]
+    if not own:
+        raise MissingArtifactError(
+            f"loss.hinton and loss.tags look at the teacher's logits, and the store in {place} has none of it",
+            expected="logits of the teacher that is followed",
+            got=", ".join(f"{spec.name} {spec.digest}" for spec in logits) or "no logits at all",
+            run='ossicle embed with embed.teacher.outputs = ["embedding", "logits"]; ossicle store join for published '
+            "ones; or --set loss.logits=NAME of one that is there",
+        )
+    return choose(own, "logits", None, place)
 
 
 def _named(there: Sequence[ArraySpec], of_kind: list[ArraySpec], kind: str, name: str) -> list[ArraySpec]:
