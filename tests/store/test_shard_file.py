@@ -88,7 +88,7 @@ def test_every_flipped_byte_is_found(tmp_path: Path) -> None:
     for place in range(len(content)):
         damaged = bytearray(content)
         damaged[place] ^= 0x10
-        with pytest.raises(ValueError, match="checksum|lie within"):
+        with pytest.raises(ValueError, match=r"checksum|lie within"):
             plain.decode(bytes(damaged), 12)
 
 
@@ -101,7 +101,7 @@ def test_cut_short_absent_or_read_into_something_else(tmp_path: Path) -> None:
     content = path.read_bytes()
     for length in (0, 3, 40, len(content) - 1):
         path.write_bytes(content[:length])
-        with pytest.raises(ValueError, match="index|checksum"):
+        with pytest.raises(ValueError, match=r"index|checksum"):
             plain.read(path, 12)
     path.unlink()
     with pytest.raises(FileNotFoundError):
