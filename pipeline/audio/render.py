@@ -23,6 +23,8 @@ from pipeline.errors import AudioError, ManifestError
 from pipeline.manifest import Manifest
 
 CACHE_BYTES = 256 << 20
+# The plan's columns that a row's waveform, or its reject, depends on.
+RENDERED_COLUMNS = ("row", "clip_id", "view", "view_seed", "sources", PARAMETERS)
 
 
 def background_manifest(views: ViewsConfig) -> Manifest | None:

@@ -13,7 +13,7 @@ import torch
 from pipeline import manifest
 from pipeline.audio import decode
 from pipeline.audio.plan import SAMPLE_RATE_HZ
-from pipeline.audio.render import Renderer
+from pipeline.audio.render import RENDERED_COLUMNS, Renderer
 from pipeline.audio.windows import fit, frame_count
 from pipeline.config import EmbedConfig
 from pipeline.embedding.array_makers import ArrayMaker
@@ -104,13 +104,13 @@ class ShardRenderer:
         size = self.work.embed.teacher.batch_size
         seconds = self.work.embed.window_seconds
         for first in range(start, stop, size):
-            rows = self.writer.rows.iloc[first : min(first + size, stop)].to_dict("records")
+            rows = self._plan(first, min(first + size, stop))
             waves = {
                 rate: np.zeros((len(rows), frame_count(seconds, rate)), dtype=np.float32) for rate in rates_hz
             }
             rejects = []
             for position, row in enumerate(rows):
-                wave, reject = self.renderer.attempt({str(key): value for key, value in row.items()})
+                wave, reject = self.renderer.attempt(row)
                 if wave is None:
                     rejects.append(reject or {})
                     continue
@@ -120,6 +120,14 @@ class ShardRenderer:
             yield RenderedBatch(
                 shard, first - start, len(rows), waves, tuple(rejects), last=first + size >= stop
             )
+
+
+    def _plan(self, first: int, stop: int) -> list[dict[str, Any]]:
+        """Return those rows of the plan, with the columns that rendering reads."""
+        rows = self.writer.rows.iloc[first:stop]
+        columns = [column for column in RENDERED_COLUMNS if column in rows]
+        values = zip(*(rows[column].tolist() for column in columns), strict=True)
+        return [dict(zip(columns, row, strict=True)) for row in values]
 
 
 class ShardArrays:
