@@ -22,11 +22,11 @@ from pipeline import manifest as manifests
 from pipeline import recipe as recipes
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError, near_matches
-from pipeline.finetuning.confusion import described, ensemble, write_confusion
 from pipeline.finetuning.job import HELD_OUT_FILE, Member, identity, inputs_of, member_label, run_member
 from pipeline.manifest import Manifest
 from pipeline.recipe import Run
 from pipeline.students.classifier import read_classes
+from pipeline.training.confusion import described, ensemble, write_confusion
 from pipeline.training.loop import Progress, TrainingStopped
 from stages import locations
 

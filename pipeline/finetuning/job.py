@@ -17,10 +17,9 @@ from pipeline.audio.impulse import ResponseFolder
 from pipeline.config import FinetuneConfig, TeacherConfig, TrainConfig, digest
 from pipeline.finetuning import clips as labelled_clips
 from pipeline.finetuning.clips import LabelledClips
-from pipeline.finetuning.confusion import write_confusion
 from pipeline.finetuning.loader import ClipLoader
 from pipeline.finetuning.networks import FrozenTeacher, WholeTeacher
-from pipeline.finetuning.objective import ClassObjective, confusion_matrix, logits_of
+from pipeline.finetuning.objective import ClassObjective, logits_of
 from pipeline.finetuning.sound import Augmentation, spectral_statistics
 from pipeline.frontends.log_mel import LogMel
 from pipeline.manifest import Manifest
@@ -35,6 +34,7 @@ from pipeline.teachers.base import Teacher
 from pipeline.teachers.finetuned import base_digest, save_finetuned
 from pipeline.teachers.registry import RUN_PREFIX, build_teacher
 from pipeline.teachers.run_teacher import folder_of
+from pipeline.training.confusion import confusion_matrix, write_confusion
 from pipeline.training.loop import Progress, fit
 from pipeline.training.state import TrainingState
 
@@ -209,6 +209,7 @@ class _Learner:
     def _network(self) -> NormalisedStudent | WholeTeacher | FrozenTeacher:
         if self.teacher is None:
             backbone = build_student(self.recipe.student, self.recipe.embed.frontend.mels)
+            backbone.check_frontend(self.recipe.embed.frontend)
             load_initial(backbone, self.recipe.student, self.recipe.embed.frontend.mels)
             return NormalisedStudent(backbone, *self.statistics)
         if self.config.trained == "whole":

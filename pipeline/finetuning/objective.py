@@ -91,11 +91,3 @@ def logits_of(
     network.train(modes[0])
     objective.train(modes[1])
     return torch.cat(made)
-
-
-def confusion_matrix(
-    truth: Int64[np.ndarray, " rows"], guess: Int64[np.ndarray, " rows"], classes: int
-) -> Int64[np.ndarray, "classes classes"]:
-    """Return counts: row = the clip's class, column = the answer."""
-    counts: np.ndarray = np.bincount(truth * classes + guess, minlength=classes**2)
-    return counts.reshape(classes, classes)

@@ -17,13 +17,13 @@ from pipeline.config import FinetuneConfig, LogMelConfig
 from pipeline.data.mixing import beta, draw_mixup, freq_mixstyle
 from pipeline.errors import ConfigError, ManifestError, TrainingError
 from pipeline.finetuning.clips import LabelledClips, labelled, waveforms
-from pipeline.finetuning.confusion import ensemble
 from pipeline.finetuning.loader import ClipLoader
 from pipeline.finetuning.networks import StandardisedClassifier
 from pipeline.finetuning.objective import ClassObjective
 from pipeline.finetuning.sound import Augmentation, spectral_statistics
 from pipeline.frontends.log_mel import LogMel
 from pipeline.manifest import Manifest
+from pipeline.training.confusion import ensemble
 from tests.finetuning.labelled_sounds import made_manifest, recipe, write_sounds
 
 

@@ -1,4 +1,4 @@
-"""The confusion matrix as numbers and as a picture, and what several members give together."""
+"""The confusion matrix as numbers and as a picture, and what several networks give together."""
 
 from __future__ import annotations
 
@@ -11,12 +11,19 @@ import numpy as np
 from jaxtyping import Int64
 
 from pipeline import artifact
-from pipeline.finetuning.objective import confusion_matrix
 
 log = logging.getLogger(__name__)
 
 JSON_FILE = "confusion.json"
 PICTURE_FILE = "confusion.png"
+
+
+def confusion_matrix(
+    truth: Int64[np.ndarray, " rows"], guess: Int64[np.ndarray, " rows"], classes: int
+) -> Int64[np.ndarray, "classes classes"]:
+    """Return counts: row = the clip's class, column = the answer."""
+    counts: np.ndarray = np.bincount(truth * classes + guess, minlength=classes**2)
+    return counts.reshape(classes, classes)
 
 
 def write_confusion(
