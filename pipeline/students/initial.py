@@ -20,7 +20,8 @@ from pipeline.config import Section, StudentConfig
 from pipeline.errors import OssicleError, WeightsError
 from pipeline.students.base import Student
 from pipeline.students.checkpoint_file import DESCRIPTION_FILE, checkpoint_file
-from pipeline.students.published import identified
+from pipeline.students.options import kind_of, parse
+from pipeline.students.published import StudentCheckpoint, identified
 from pipeline.students.registry import build_student, students
 
 log = logging.getLogger(__name__)
@@ -70,6 +71,8 @@ def load_initial(student: Student, config: StudentConfig, mels: int) -> StartedF
     allow = {"numpy_scalars", "numpy_arrays", "namespace", *(entry.allow if entry else ())}
     payload = load_payload(path, allow=sorted(allow), stand_ins=None)
     notes = fit_state(student, payload, config, mels, path.name)
+    if isinstance(entry, StudentCheckpoint):
+        notes += _other_options(entry, config)
     for note in notes:
         log.info("%s: %s", path.name, note)
     return StartedFrom(
@@ -92,6 +95,17 @@ def _own_digest(weights: Path) -> str | None:
         raise WeightsError(
             f"{description} does not describe a student", expected="a finished run's folder", got=str(error)
         ) from error
+
+
+def _other_options(entry: StudentCheckpoint, config: StudentConfig) -> list[str]:
+    """Return a note for every option that its training had and this recipe has not."""
+    kind = kind_of(students.get(config.name))
+    own = parse(kind, config).model_dump()
+    return [
+        f"it was trained with student.options.{key} = {value}; this recipe has {own[key]}"
+        for key, value in entry.options.items()
+        if key in own and own[key] != value
+    ]
 
 
 def fit_state(student: Student, payload: Any, config: StudentConfig, mels: int, file: str) -> list[str]:
@@ -135,8 +149,18 @@ def _fit(student: Student, payload: Any) -> _Fit:
     notes += [f"{name} is the frontend's and was left out" for name in constants]
     left_out = [name for name in inside if name not in own and name not in constants]
     problems += [f"{name} is not in the network" for name in left_out if name.partition(".")[0] in roots]
-    outside = [name for name in found if not name.startswith(prefix)]
+    outside = [_beside(name, prefix) for name in found if not name.startswith(prefix)]
     return _Fit(state, notes + _dropped([*left_out, *outside]), problems)
+
+
+def _beside(name: str, prefix: str) -> str:
+    """Return ``name`` without the parents that it shares with ``prefix``."""
+    parts = name.split(".")
+    for shared in prefix.split("."):
+        if len(parts) == 1 or parts[0] != shared:
+            break
+        parts = parts[1:]
+    return ".".join(parts)
 
 
 def _best(payload: Any, own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:

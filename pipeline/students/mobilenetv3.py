@@ -9,14 +9,17 @@ The small network of Howard et al. is here in the same form; no weights of it ar
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.config import StudentConfig
+from pipeline.config import Section, StudentConfig
 from pipeline.students.base import Student, make_divisible
+from pipeline.students.options import parse, takes
 from pipeline.students.pooling import MeanPool
 
 STEM_CHANNELS = 16
@@ -29,6 +32,8 @@ DROPOUT = 0.2
 # Large margins against rounding, and statistics over many small batches, as published.
 NORM_EPSILON = 1e-3
 NORM_MOMENTUM = 0.01
+
+Stride = Literal[1, 2]
 
 
 @dataclass(frozen=True)
@@ -224,14 +229,36 @@ def initialise(student: Student) -> None:
             nn.init.zeros_(module.bias)
 
 
+class MnOptions(Section):
+    """``[student.options]`` of EfficientAT's mn networks."""
+
+    strides: tuple[Stride, Stride, Stride, Stride] = Field(
+        (2, 2, 2, 2),
+        description="of the large network's four strided blocks; published also [2,2,2,1], [2,2,1,1]",
+    )
+
+
+def with_strides(rows: tuple[Row, ...], strides: tuple[int, ...]) -> tuple[Row, ...]:
+    """Return ``rows`` with the strides of its strided blocks, in order, replaced."""
+    given = iter(strides)
+    return tuple(replace(row, stride=next(given)) if row.stride > 1 else row for row in rows)
+
+
+@takes(MnOptions)
 def build_mn04(config: StudentConfig, mels: int) -> MobileNetV3:
     """Return EfficientAT's mn04 without classifier (516K parameters at width 1); any number of mels."""
-    return MobileNetV3(width=0.4 * config.width, embedding_dim=config.embedding_dim)
+    return _build_large(0.4, config)
 
 
+@takes(MnOptions)
 def build_mn10(config: StudentConfig, mels: int) -> MobileNetV3:
     """Return EfficientAT's mn10, S-SONDO's MobileNetV3, without classifier (2.97M parameters); any number of mels."""
-    return MobileNetV3(width=config.width, embedding_dim=config.embedding_dim)
+    return _build_large(1.0, config)
+
+
+def _build_large(width: float, config: StudentConfig) -> MobileNetV3:
+    rows = with_strides(ROWS, parse(MnOptions, config).strides)
+    return MobileNetV3(width=width * config.width, embedding_dim=config.embedding_dim, rows=rows)
 
 
 def build_small(config: StudentConfig, mels: int) -> MobileNetV3:

@@ -41,5 +41,8 @@ def identified(file_name: str, sha256: str) -> tuple[PublishedFile | None, bool]
     for entry in listed:
         if entry.sha256 == sha256:
             return entry, True
-    named = [entry for entry in listed if file_name in entry.file_names]
-    return (named[0] if len(named) == 1 else None), False
+    for kind in (StudentCheckpoint, PublishedFile):
+        named = [entry for entry in listed if isinstance(entry, kind) and file_name in entry.file_names]
+        if len(named) == 1:
+            return named[0], False
+    return None, False
