@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -167,45 +167,67 @@ class KaldiFbank(nn.Module):
         at_once = _CPU_FRAMES if waveforms.device.type == "cpu" else _DEVICE_FRAMES
         clips, passes = max(1, at_once // frames), -(-frames // at_once)
         length = -(-frames // passes)
-        scratch = _Scratch(self.window, min(clips, batch) * min(length, frames), config.n_fft)
+        scratches: dict[int, _Scratch] = {}
         for row in range(0, batch, clips):
             for start in range(0, frames, length):
                 part = slice(row, row + clips), slice(start, start + length)
-                self._block(framed[part], log_mels[part], scratch)
+                self._block(framed[part], log_mels[part], scratches)
         return log_mels
 
-    def _block(self, framed: Tensor, log_mels: Tensor, scratch: _Scratch) -> None:
+    def _block(self, framed: Tensor, log_mels: Tensor, scratches: dict[int, _Scratch]) -> None:
         """Write ``log_mels`` of (clips, frames, samples), a part of one clip or several whole ones."""
         config, count = self.config, framed.shape[0] * framed.shape[1]
-        whole = scratch.frames[:count]
-        x = whole[:, 1:].view(framed.shape)
+        if count not in scratches:
+            scratches[count] = self._scratch(count)
+        scratch = scratches[count]
         if config.remove_dc_offset:
-            torch.sub(framed, framed.mean(dim=-1, keepdim=True), out=x)
+            torch.sub(framed, framed.mean(dim=-1, keepdim=True), out=scratch.frames.view(framed.shape))
         else:
-            x.copy_(framed)
+            scratch.frames.copy_(framed.flatten(0, 1))
         if config.preemphasis:
             # The first sample stands twice, as its own predecessor; one flat difference then serves all frames.
-            whole[:, 0] = whole[:, 1]
-            flat = whole.view(-1)
-            before = torch.mul(flat, config.preemphasis, out=scratch.before[:count].view(-1))
-            flat[1:].sub_(before[:-1])
-        padded = scratch.padded[:count]
-        torch.mul(whole[:, 1:], self.window, out=padded[:, : config.frame_samples])
-        spectrum = torch.fft.rfft(padded)
+            scratch.predecessor.copy_(scratch.first)
+            torch.mul(scratch.all_but_last, config.preemphasis, out=scratch.before)
+            scratch.all_but_first.sub_(scratch.before)
+        torch.mul(scratch.frames, self.window, out=scratch.windowed)
+        spectrum = torch.fft.rfft(scratch.padded)
         energies = torch.view_as_real(spectrum).flatten(1).square_() if config.use_power else spectrum.abs()
-        mels = log_mels.view(count, config.mels)
-        for number, (bands, bins) in enumerate(self._groups):
-            torch.mm(energies[:, bins], self.get_buffer(f"weights{number}"), out=mels[:, bands])
-        mels.clamp_(min=LOG_FLOOR).log_()
+        for bins, weights, mels in scratch.products:
+            torch.mm(energies[:, bins], weights, out=mels)
+        torch.log(scratch.mels.clamp_(min=LOG_FLOOR), out=log_mels.view(count, config.mels))
+
+    def _scratch(self, count: int) -> _Scratch:
+        """Return what a pass of ``count`` frames writes."""
+        config, like = self.config, self.window
+        wide = like.new_empty(count, config.frame_samples + 1)
+        flat = wide.view(-1)
+        padded = like.new_zeros(count, config.n_fft)
+        mels = like.new_empty(count, config.mels)
+        groups = enumerate(self._groups)
+        return _Scratch(
+            frames=wide[:, 1:], predecessor=wide[:, 0], first=wide[:, 1],
+            all_but_first=flat[1:], all_but_last=flat[:-1], before=torch.empty_like(flat[1:]),
+            padded=padded, windowed=padded[:, : config.frame_samples], mels=mels,
+            products=[(bins, self.get_buffer(f"weights{n}"), mels[:, bands]) for n, (bands, bins) in groups],
+        )  # fmt: skip
 
 
-class _Scratch:
-    """Arrays that every pass writes anew; ``padded`` stays zero behind each frame."""
+class _Scratch(NamedTuple):
+    """Arrays that every pass of one size writes anew, and views of them: making those takes as long as a product.
 
-    def __init__(self, like: Tensor, count: int, n_fft: int) -> None:
-        self.frames = like.new_empty(count, len(like) + 1)
-        self.before = like.new_empty(count, len(like) + 1)
-        self.padded = like.new_zeros(count, n_fft)
+    ``padded`` stays zero behind each frame.
+    """
+
+    frames: Tensor
+    predecessor: Tensor
+    first: Tensor
+    all_but_first: Tensor
+    all_but_last: Tensor
+    before: Tensor
+    padded: Tensor
+    windowed: Tensor
+    mels: Tensor
+    products: list[tuple[slice, Tensor, Tensor]]
 
 
 def _groups(weights: Tensor) -> list[tuple[slice, slice]]:
