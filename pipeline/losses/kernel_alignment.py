@@ -36,7 +36,7 @@ def kernel_alignment(
 
     K and L are the student's and the teacher's kernels of all pairs of rows, HSIC the mean product of their
     entries after centring. "linear": inner products; "rbf": exp(-|e_i - e_j|^2 / (2 (bandwidth m)^2)), m the
-    median distance between rows, which is taken as a constant. No gradient flows into the teacher.
+    median distance between rows, through which the gradient flows. No gradient flows into the teacher.
 
     Aligned: the directions of largest variance above all ("linear"), or neighbourhoods of about the bandwidth
     ("rbf"). Invariant to a shift, a rotation and a common factor of either side's rows; the widths may differ.
@@ -83,7 +83,7 @@ def _kernel(rows: Tensor, kernel: KernelKind, bandwidth: float) -> Tensor:
         return spread @ spread.T / len(rows)
     between = differences(rows)
     squared = between.lengths.square()
-    apart = between.lengths.detach()[between.apart]
+    apart = between.lengths[between.apart]
     median = apart.median() if len(apart) else between.lengths.new_ones(())
     return torch.exp(-squared / (2.0 * (bandwidth * median) ** 2)) / len(rows)
 

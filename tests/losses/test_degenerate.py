@@ -66,7 +66,9 @@ def test_value_and_gradient_stay_finite_and_bounded(
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-15, 1e15])
-@pytest.mark.parametrize("name", ["distance", "angle"])
+@pytest.mark.parametrize(
+    "name", ["distance", "angle", "angle_sampled", "kernel", "similarity", "distance_correlation_free"]
+)
 def test_extreme_scales_keep_the_value(name: str, scale: float) -> None:
     student, teacher = draw(0, 12, 6), draw(1, 12, 6)
     want = RELATIONAL[name](student, teacher).item()
@@ -74,11 +76,33 @@ def test_extreme_scales_keep_the_value(name: str, scale: float) -> None:
     assert gradient_of(RELATIONAL[name], student * scale, teacher).isfinite().all()
 
 
+# Correlations of one row are none at all: 1 - 0.
+CORRELATIONS = [name for name in RELATIONAL if name.startswith(("distance_correlation", "kernel"))]
+
+
 @pytest.mark.parametrize("name", RELATIONAL)
-def test_batch_of_one_is_zero_with_zero_gradient(name: str) -> None:
+def test_batch_of_one_has_nothing_to_learn(name: str) -> None:
     student, teacher = draw(0, 1, 6), draw(1, 1, 9)
-    assert RELATIONAL[name](student, teacher).item() == pytest.approx(0.0, abs=1e-6)
+    want = 1.0 if name in CORRELATIONS else 0.0
+    assert RELATIONAL[name](student, teacher).item() == pytest.approx(want, abs=1e-6)
     assert gradient_of(RELATIONAL[name], student, teacher).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("name", CORRELATIONS)
+@pytest.mark.parametrize("collapsed", ["student", "teacher"])
+def test_a_collapsed_side_correlates_with_nothing(name: str, collapsed: str) -> None:
+    # The mean of equal rows is not exactly the row: what is left is rounding noise, and must not be correlated.
+    student, teacher = draw(0, 10, 6), draw(1, 10, 9)
+    side = student if collapsed == "student" else teacher
+    side[:] = side[0].clone() * 1.1
+    assert RELATIONAL[name](student, teacher).item() == pytest.approx(1.0, abs=1e-6)
+    assert gradient_of(RELATIONAL[name], student, teacher).abs().max() < 1e-6
+
+
+def test_the_unbiased_estimate_of_three_rows_is_none() -> None:
+    student, teacher = draw(0, 3, 6), draw(1, 3, 9)
+    assert RELATIONAL["kernel_unbiased"](student, teacher).item() == 1.0
+    assert gradient_of(RELATIONAL["kernel_unbiased"], student, teacher).abs().max() == 0.0
 
 
 @pytest.mark.parametrize("name", ["distance", "angle"])
