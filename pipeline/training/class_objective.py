@@ -151,7 +151,8 @@ class MixedObjective(nn.Module):
     @property
     def saved_heads(self) -> dict[str, nn.Module]:
         """File name to head, over both parts."""
-        return {"projector.safetensors": self.head, **self.classes.saved_heads}
+        heads: dict[str, nn.Module] = self.embeddings.saved_heads  # type: ignore[assignment]
+        return {**heads, **self.classes.saved_heads}
 
     def usable(self, index: Int[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
         """Every row of a store has a teacher embedding."""

@@ -38,7 +38,7 @@ class MemoryQueue(nn.Module):
     def remembered(
         self,
     ) -> tuple[Float[Tensor, "memory dim"], Float[Tensor, "memory target"], Int[Tensor, " memory"]]:
-        """Return embeddings, targets and store rows of what is remembered, in no particular order.
+        """Return embeddings, targets and store rows of what is remembered; the order is that of the places.
 
         Copies: what a graph was made of must not change when ``push`` writes.
         """

@@ -50,6 +50,10 @@ class RelationTable:
     anchors: Float[Tensor, "anchors dim"]
     anchor_of: Int32[Tensor, " rows"]
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> RelationTable:
+        """Return itself: a copy of the model, for its weights' average, needs none of a table that never changes."""
+        return self
+
 
 def relation_table(
     root: Path,
@@ -98,7 +102,7 @@ def relation_table(
             del rows
             for scratch in (folder / ROWS_FILE, *folder.glob("neighbours-*.npy")):
                 scratch.unlink(missing_ok=True)
-        tensors = safetensors.torch.load_file(folder / FILE)
+        tensors = safetensors.torch.load((folder / FILE).read_bytes())
     return RelationTable(tensors["neighbours"], tensors["anchors"], tensors["anchor_of"])
 
 

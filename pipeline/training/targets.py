@@ -119,8 +119,8 @@ def load(path: Path) -> TargetTransform:
             raise WeightsError(
                 f"{path} is no target transform", expected="mean, scale, matrix, back", got=names
             )
-        tensors = (file.get_tensor(n) for n in ("mean", "scale", "matrix", "back"))
-        return TargetTransform(kind, *tensors, widths=json.loads(header.get("widths", "[]")))
+        mean, scale, matrix, back = (file.get_tensor(n) for n in ("mean", "scale", "matrix", "back"))
+        return TargetTransform(kind, mean, scale, matrix, back, json.loads(header.get("widths", "[]")))
 
 
 def fit(
