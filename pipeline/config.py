@@ -138,6 +138,9 @@ class ExportConfig(Section):
     """ONNX and int8."""
 
     opset: int = Field(20, ge=17)
+    classifier: bool = Field(
+        False, description="the run's class logits as a second output beside the embedding"
+    )
     int8: bool = True
     calibration_clips: int = Field(256, ge=1)
     calibration: Literal["minmax", "percentile", "entropy"] = "minmax"
@@ -147,6 +150,10 @@ class ExportConfig(Section):
         0.99, ge=-1, le=1, description="centred cosine to float32 below which layers are left in float"
     )
     parity_atol: float = Field(1e-4, gt=0, description="of the largest output; torch against ONNX Runtime")
+
+    def counted(self) -> dict[str, Any]:
+        """Return what an export's identity depends on: keys that came later only where they are used."""
+        return self.model_dump(mode="json", exclude=set() if self.classifier else {"classifier"})
 
 
 class EvaluateConfig(Section):

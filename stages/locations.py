@@ -188,7 +188,7 @@ def run_folder(run: Run) -> Path:
 
 def export_config(run: Run) -> dict[str, Any]:
     """Return what an export depends on, its run apart."""
-    return {"export": run.recipe.export.model_dump(mode="json"), "code": 1}
+    return {"export": run.recipe.export.counted(), "code": 1}
 
 
 def export_inputs(run: Run) -> dict[str, str]:

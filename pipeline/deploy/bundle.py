@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Float
+from torch import nn
 
 from pipeline import artifact
 from pipeline.config import ExportConfig, LogMelConfig
@@ -17,8 +21,11 @@ from pipeline.deploy.frontend_export import FrontendGraph, export_frontend
 from pipeline.deploy.metadata import ExportMetadata
 from pipeline.deploy.onnx_export import export_student
 from pipeline.deploy.parity import check_parity, check_runs, log_mel_inputs, waveform_inputs
+from pipeline.deploy.sessions import open_session, run_session
 from pipeline.store.location import Place
 from pipeline.store.reader import StoreReader
+from pipeline.students.classifier import CLASSES_FILE, WithClassifier, read_classifier
+from pipeline.students.classifier import WEIGHTS_FILE as CLASSIFIER_FILE
 from pipeline.students.saved import SavedStudent, load_student, read_description
 
 FP32, S8S8, U8S8 = "student_fp32.onnx", "student_s8s8.onnx", "student_u8s8.onnx"
@@ -66,11 +73,22 @@ def export_run(job: Job) -> dict[str, Any]:
     inputs = log_mel_inputs(rows.held_out)
     report: dict[str, Any] = {}
 
-    export_student(student, job.folder / FP32, metadata=metadata, opset=job.settings.opset)
-    parity = check_parity(student, job.folder / FP32, inputs, tolerance=job.settings.parity_atol)
+    tolerance = job.settings.parity_atol
+    written: nn.Module = student
+    files = ["student.safetensors", "student.json"]
+    if job.settings.classifier:
+        classifier, classes = read_classifier(job.run_folder, student.embedding_dim)
+        written = WithClassifier(student, classifier).eval()
+        metadata = replace(metadata, extra={**metadata.extra, "classes": json.dumps(classes)})
+        files += [CLASSIFIER_FILE, CLASSES_FILE]
+    export_student(written, job.folder / FP32, metadata=metadata, opset=job.settings.opset)
+    parity = check_parity(student, job.folder / FP32, inputs, tolerance=tolerance)
     report["student_fp32"] = parity.as_json()
+    if isinstance(written, WithClassifier):
+        of_logits = check_parity(written.logits, job.folder / FP32, inputs, tolerance=tolerance, output=1)
+        report["student_fp32_logits"] = of_logits.as_json()
     report["frontend"] = write_frontend(description.frontend, job.folder / FRONTEND, job.settings)
-    for name in ("student.safetensors", "student.json"):
+    for name in files:
         with artifact.replacing(job.folder / name) as temporary:
             shutil.copyfile(job.run_folder / name, temporary)
 
@@ -90,10 +108,23 @@ def export_run(job: Job) -> dict[str, Any]:
             path = job.folder / f"student_{quantised.precision}.onnx"
             check_runs(path, inputs, embedding_dim=description.embedding_dim)
             report[path.stem] = quantised.as_json()
+            if job.settings.classifier:
+                report[path.stem]["same_answers"] = _same_answers(path, job.folder / FP32, rows.held_out)
         summary["int8"] = found[0].as_json()
     artifact.write_json(job.folder / PARITY, report)
     artifact.finish(job.folder, kind="export", config=job.config, inputs=job.inputs, summary=summary)
     return summary
+
+
+def _same_answers(path: Path, fp32: Path, log_mels: Float[np.ndarray, "rows 1 mels frames"]) -> float:
+    """Return the share of rows whose likeliest class is the float file's."""
+    guesses = [
+        np.concatenate(
+            [run_session(session, log_mels[[row]], 1).argmax(axis=1) for row in range(len(log_mels))]
+        )
+        for session in map(open_session, (path, fp32))
+    ]
+    return float((guesses[0] == guesses[1]).mean())
 
 
 def write_frontend(config: LogMelConfig, path: Path, settings: ExportConfig) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def export_frontend(config: LogMelConfig, path: Path, *, opset: int = 20) -> Non
             (torch.zeros(2, samples),),
             temporary,
             input_name=INPUT,
-            output_name=OUTPUT,
+            output_names=(OUTPUT,),
             dynamic={0: "batch", 1: "samples"},
             opset=opset,
         )

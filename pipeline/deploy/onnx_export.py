@@ -17,18 +17,20 @@ from pipeline import artifact
 from pipeline.deploy import metadata as metadata_props
 from pipeline.deploy.metadata import ExportMetadata
 from pipeline.errors import OssicleError
+from pipeline.students.classifier import WithClassifier
 
-INPUT, OUTPUT = "log_mel", "embedding"
+INPUT, OUTPUT, LOGITS = "log_mel", "embedding", "logits"
 EXPORT_BATCH, EXPORT_FRAMES = 2, 115
 
 
 def export_student(student: nn.Module, path: Path, *, metadata: ExportMetadata, opset: int = 20) -> None:
     """Write ``student``: ``log_mel`` float32 (batch, 1, mels, time) to ``embedding`` (batch, dim).
 
-    Both ``batch`` and ``time`` are dynamic and so named. The student is put in evaluation mode.
+    Of a student with its classifier the file has a second output, ``logits`` (batch, classes). Both ``batch`` and
+    ``time`` are dynamic and so named. The student is put in evaluation mode.
 
     Args:
-        student: takes (batch, 1, mels, frames) float32, returns (batch, dim).
+        student: takes (batch, 1, mels, frames) float32, returns (batch, dim); or a ``WithClassifier``.
         path: the file to write; written whole or not at all.
         metadata: embedded as ``metadata_props``; its frontend gives the number of mels.
         opset: ONNX operator set.
@@ -45,7 +47,7 @@ def export_student(student: nn.Module, path: Path, *, metadata: ExportMetadata, 
             (example,),
             temporary,
             input_name=INPUT,
-            output_name=OUTPUT,
+            output_names=(OUTPUT, LOGITS) if isinstance(student, WithClassifier) else (OUTPUT,),
             dynamic={0: "batch", 3: "time"},
             opset=opset,
         )
@@ -58,7 +60,7 @@ def export_module(
     path: Path,
     *,
     input_name: str,
-    output_name: str,
+    output_names: tuple[str, ...],
     dynamic: dict[int, str],
     opset: int,
 ) -> None:
@@ -74,7 +76,7 @@ def export_module(
                 example,
                 str(path),
                 input_names=[input_name],
-                output_names=[output_name],
+                output_names=list(output_names),
                 dynamo=True,
                 dynamic_shapes=(dynamic,),
                 opset_version=opset,

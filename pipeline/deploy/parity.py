@@ -79,7 +79,12 @@ def waveform_inputs(
 
 
 def check_parity(
-    reference: Callable[[Tensor], Tensor], path: Path, inputs: Sequence[np.ndarray], *, tolerance: float
+    reference: Callable[[Tensor], Tensor],
+    path: Path,
+    inputs: Sequence[np.ndarray],
+    *,
+    tolerance: float,
+    output: int = 0,
 ) -> Parity:
     """Compare torch with the exported file on ``inputs``.
 
@@ -88,6 +93,7 @@ def check_parity(
         path: the ONNX file; float32.
         inputs: arrays of shapes that the export did not see.
         tolerance: largest difference allowed, as a share of the largest output at that shape.
+        output: which output of the file, from 0.
 
     Raises:
         ParityError: a shape does not run, gives another shape, is not finite, or differs by more.
@@ -97,7 +103,7 @@ def check_parity(
     for array in inputs:
         with torch.no_grad():
             want = reference(torch.from_numpy(array)).numpy()
-        got = run_session(session, array)
+        got = run_session(session, array, output)
         if got.shape != want.shape:
             raise ParityError(f"{path.name}: another output shape", expected=want.shape, got=got.shape)
         _refuse_non_finite(path, array, got)

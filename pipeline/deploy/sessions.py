@@ -32,16 +32,16 @@ def open_session(path: Path, *, exact_int8: bool = True, threads: int = 1) -> on
 
 
 def run_session(
-    session: onnxruntime.InferenceSession, inputs: Float[np.ndarray, "batch ..."]
+    session: onnxruntime.InferenceSession, inputs: Float[np.ndarray, "batch ..."], output: int = 0
 ) -> Float[np.ndarray, "batch ..."]:
-    """Return the only output for the only input.
+    """Return one output, by default the first, for the only input.
 
     Raises:
         ParityError: the file does not run at this shape (a dimension was baked in at export).
     """
     name = session.get_inputs()[0].name
     try:
-        output: np.ndarray = session.run(None, {name: inputs})[0]
+        found: np.ndarray = session.run([session.get_outputs()[output].name], {name: inputs})[0]
     except Exception as error:
         # ONNX Runtime's exception classes derive from Exception directly and are not public.
         if not type(error).__module__.startswith("onnxruntime"):
@@ -51,4 +51,4 @@ def run_session(
             expected=f"an output for {name} {tuple(inputs.shape)}",
             got=str(error).splitlines()[0],
         ) from error
-    return output
+    return found
