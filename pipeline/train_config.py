@@ -13,7 +13,7 @@ LATER_KEYS = (
     "start_from", "frozen_backbone", "optimiser", "schedule", "ramp_down_start_share", "ramp_down_share",
     "milestone_shares", "milestone_factor", "learning_rate_shares", "micro_batch_size", "batch_norm",
     "swa_start_share", "swa_every", "early_stopping_metric", "probe_column", "bad_batches", "rank_rows",
-    "label_separator", "label_smoothing",
+    "label_kind", "label_smoothing",
 )  # fmt: skip
 # What a run's numbers do not depend on: where it runs, how many threads it uses, who is told.
 INCIDENTAL_KEYS = frozenset({"device", "threads", "compile", "tensorboard", "mlflow"})
@@ -26,10 +26,8 @@ class TrainConfig(Section):
         "none", description="random = left at initialisation; labels = the same student on labels alone"
     )
     label_column: str | None = Field(None, description="clips.parquet column the labels control learns")
-    label_separator: str | None = Field(
-        None,
-        min_length=1,
-        description="between the labels of a row that has several (binary cross-entropy); null = one label",
+    label_kind: Literal["cross_entropy", "bce"] = Field(
+        "cross_entropy", description="of the labels control: one class a row; or several, joined by ;"
     )
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="share of each label spread over all classes, in the labels control"
@@ -128,8 +126,7 @@ class TrainConfig(Section):
     tensorboard: bool = Field(False, description="also write TensorBoard event files (extra: tensorboard)")
     mlflow: str | None = Field(
         None,
-        description="also log to this MLflow tracking URI: sqlite:///mlflow.db, a folder or a server's address "
-        "(extra: mlflow)",
+        description="also log to this MLflow tracking URI: sqlite:///mlflow.db or a server's address (extra: mlflow)",
     )
 
     @model_validator(mode="after")

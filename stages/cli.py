@@ -36,6 +36,7 @@ app.add_typer(teachers_app, name="teachers")
 EXTRAS = {"soundfile": "audio", "soxr": "audio", "torchaudio": "audio"}
 EXTRAS |= {"onnx": "deploy", "onnxruntime": "deploy", "onnxscript": "deploy", "onnx_ir": "deploy"}
 EXTRAS |= {"matplotlib": "report", "jinja2": "report", "zarrs": "speed", "h5py": "hdf5", "obstore": "s3"}
+EXTRAS |= {"optuna": "search"}
 EXTRAS |= {"pyroomacoustics": "rooms", "ray": "ray", "ai_edge_litert": "tflite", "transformers": "wav2vec2"}
 
 RecipeArgument = Annotated[
@@ -124,7 +125,74 @@ def embed(
 @app.command()
 def distill(recipe: RecipeArgument = "demo", set_: SetOption = None, only: OnlyOption = None) -> None:
     """Stage 2: train the recipe's runs from the store alone."""
-    typer.echo(_call("distill", recipe, set_, only=tuple(only or ())))
+    folder = _call("distill", recipe, set_, only=tuple(only or ()))
+    from pipeline.ranks import Rank
+
+    if Rank.of_environment().rank == 0:
+        typer.echo(folder)
+
+
+@app.command()
+def sweep(
+    recipe: RecipeArgument = "demo",
+    set_: SetOption = None,
+    space: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="TOML: which keys vary, over what (docs/search.md)")
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option(metavar="RUN", help="the run that is varied; default the headline")
+    ] = None,
+    trials: Annotated[int | None, typer.Option(help="of the whole study")] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(metavar="PLACE", help="a journal file or database URL that several machines share"),
+    ] = None,
+) -> None:
+    """Search the recipe's keys for the best run; --set KEY={low=0,high=4} or {choices=[...]} varies one."""
+    from pipeline.search.space import divided
+
+    single, dimensions = divided(set_ or ())
+    options = {"space": space, "dimensions": dimensions, "only": only, "trials": trials, "storage": storage}
+    typer.echo(_call("sweep", recipe, single, **options))
+
+
+@app.command()
+def search(
+    recipe: RecipeArgument = "demo",
+    set_: SetOption = None,
+    space: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="TOML: further keys that vary (docs/search.md)")
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option(metavar="RUN", help="the run that is varied; default the headline")
+    ] = None,
+    candidates: Annotated[int | None, typer.Option(help="trained; those over the budget are free")] = None,
+    max_parameters: Annotated[int | None, typer.Option(help="budget: parameters")] = None,
+    max_macs: Annotated[int | None, typer.Option(help="budget: multiply-accumulates of one window")] = None,
+    max_flash_kb: Annotated[float | None, typer.Option(help="budget: ONNX file, in 1,024 bytes")] = None,
+    max_ram_kb: Annotated[
+        float | None, typer.Option(help="budget: activations' peak, in 1,024 bytes")
+    ] = None,
+    max_arm_instructions_per_second: Annotated[
+        float | None, typer.Option(help="budget: executed on an emulated Cortex-A per second of audio")
+    ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(metavar="PLACE", help="a journal file or database URL that several machines share"),
+    ] = None,
+) -> None:
+    """Search family, width, depth and input for the students that keep most under a budget: a Pareto set."""
+    from pipeline.search.space import divided
+
+    single, dimensions = divided(set_ or ())
+    limits = {
+        "candidates": candidates, "max_parameters": max_parameters, "max_macs": max_macs,
+        "max_flash_kb": max_flash_kb, "max_ram_kb": max_ram_kb,
+        "max_arm_instructions_per_second": max_arm_instructions_per_second,
+    }  # fmt: skip
+    single += [f"search.{name}={value}" for name, value in limits.items() if value is not None]
+    options = {"space": space, "dimensions": dimensions, "only": only, "storage": storage}
+    typer.echo(_call("search", recipe, single, **options))
 
 
 @app.command()

@@ -1,10 +1,19 @@
-"""``ossicle distill``: train the recipe's runs from the store alone, several at a time."""
+"""``ossicle distill``: train the recipe's runs from the store alone, several at a time.
+
+Started by torchrun or srun as several processes, it trains one run after the other with all of them:
+``torchrun --nproc-per-node 2 -m stages.cli distill RECIPE``.
+"""
 
 from __future__ import annotations
 
+import logging
+import signal
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -15,9 +24,13 @@ from pipeline import artifact
 from pipeline import recipe as recipes
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError, TrainingError, near_matches
+from pipeline.ranks import Rank
 from pipeline.recipe import Run
 from pipeline.store.commits import read_marker
-from pipeline.training.job import Job
+from pipeline.training.distributed import Group, joined
+from pipeline.training.job import Job, run_job
+from pipeline.training.loop import Progress as StepProgress
+from pipeline.training.loop import TrainingStopped
 from pipeline.training.pool import Outcome, limit_of, train_all
 from stages import locations
 
@@ -42,6 +55,10 @@ def run(recipe: Recipe, *, console: Console, only: tuple[str, ...] = ()) -> Path
         KeyboardInterrupt: stopped; every run has its checkpoint.
     """
     jobs = jobs_of(recipe, only)
+    rank = Rank.of_environment()
+    if rank.world > 1:
+        _train_together(recipe, jobs, rank, console)
+        return _folder(recipe, jobs)
     done = [job for job in jobs if artifact.is_finished(job.folder, job.work)]
     finished = {job.run.label: Outcome("done", artifact.read(job.folder).summary) for job in done}
     for label in finished:
@@ -65,7 +82,66 @@ def run(recipe: Recipe, *, console: Console, only: tuple[str, ...] = ()) -> Path
             got="; ".join(f"{label}: {error}" for label, error in failed.items()),
             run="the same command trains only what is not finished",
         )
+    return _folder(recipe, jobs)
+
+
+def _folder(recipe: Recipe, jobs: list[Job]) -> Path:
     return jobs[0].folder if len(jobs) == 1 else locations.root(recipe) / "run"
+
+
+def _train_together(recipe: Recipe, jobs: list[Job], rank: Rank, console: Console) -> None:
+    """Train one run after the other with all processes that the launcher started; the first one speaks."""
+    devices = {job.run.recipe.train.device for job in jobs}
+    if len(devices) > 1:
+        raise ConfigError(
+            "the recipe's runs are on several devices, and its processes are on one kind",
+            expected="one train.device", got=", ".join(sorted(devices)), run="--only RUN",
+        )  # fmt: skip
+    if rank.rank:
+        console = Console(quiet=True)
+        logging.getLogger("pipeline").setLevel(logging.ERROR)
+    outcomes: dict[str, Outcome] = {}
+    with _asked_to_stop() as asked, joined(rank, devices.pop()) as group, _Display(console, jobs) as display:
+        console.print(f"distill: {rank.world} processes a run")
+        for job in jobs:
+            display.show(job, {"event": "start"})
+            try:
+                outcomes[job.run.label] = _train_one(job, group, display, asked)
+            except TrainingStopped as stopped:
+                display.show(job, {"event": "stopped", "step": stopped.step})
+                console.print("distill: stopped; the same command goes on")
+                raise KeyboardInterrupt from stopped
+    console.print(_table(jobs, outcomes))
+
+
+def _train_one(job: Job, group: Group, display: _Display, asked: Callable[[], bool]) -> Outcome:
+    def progress(now: StepProgress) -> None:
+        if group.is_first:
+            display.show(job, {
+                "event": "progress", "step": now.step, "steps": now.steps, "loss": now.loss,
+                "samples_per_second": now.samples_per_second,
+            })  # fmt: skip
+
+    done = run_job(job, group=group, on_progress=progress, should_stop=asked)
+    display.show(job, {"event": "done", "summary": done.summary})
+    return Outcome("done", done.summary)
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[Callable[[], bool]]:
+    """Give a question that SIGTERM (of the launcher) or SIGINT (of the terminal) answers with yes."""
+    asked = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _why(outcome: Outcome) -> str:

@@ -21,7 +21,7 @@ from pipeline.artifact import write_bytes
 from pipeline.errors import DigestMismatchError, WeightsError
 
 FILE = "checkpoint.safetensors"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Checkpoint:
     Attributes:
         work: digest of the run's work; a checkpoint of other work is refused.
         step: updates made.
-        tensors: ``group.name`` to tensor (model, ema, best, optimiser, rng).
+        tensors: ``group.name`` to tensor (model, average, best, optimiser, rng).
         values: JSON values (optimiser scalars, loader state, early stopping, running sums).
     """
 
@@ -118,16 +118,17 @@ def unpack_optimiser(optimiser: Optimizer, tensors: dict[str, Tensor], values: d
 
 def pack_rng(generator: torch.Generator) -> dict[str, Tensor]:
     """Return the states of torch's global generators and of the augmentation's, as ``rng.<name>``."""
-    states = {"rng.torch": torch.get_rng_state(), "rng.augment": generator.get_state()}
+    states = {"rng.torch": torch.get_rng_state(), "rng.augment": generator.get_state().unsqueeze(0)}
     if torch.cuda.is_available():
         states |= {f"rng.cuda{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
     return states
 
 
-def unpack_rng(generator: torch.Generator, states: dict[str, Tensor]) -> None:
-    """Put the states of ``pack_rng`` back."""
+def unpack_rng(generator: torch.Generator, states: dict[str, Tensor], rank: int = 0) -> None:
+    """Put the states of ``pack_rng`` back; ``augment`` has a row a process, and new processes take the first's."""
     torch.set_rng_state(states["torch"])
-    generator.set_state(states["augment"])
+    of_ranks = states["augment"]
+    generator.set_state(of_ranks[rank if rank < len(of_ranks) else 0].clone())
     for name, state in states.items():
         if name.startswith("cuda") and torch.cuda.is_available():
             torch.cuda.set_rng_state(state, int(name.removeprefix("cuda")))

@@ -6,9 +6,10 @@ import fcntl
 import json
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,33 +17,31 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from pipeline import artifact
-from pipeline.config import Recipe, TrainConfig
-from pipeline.data.augment import spec_augment, time_roll
+from pipeline.config import Recipe
+from pipeline.data.batch_augmentation import BatchAugmentation
 from pipeline.data.loader import ShardLoader
+from pipeline.data.row_weights import draws_of
+from pipeline.data.target_rows import TargetRows, clean_rows
 from pipeline.errors import ConfigError, TrainingError
 from pipeline.processor import device_of
 from pipeline.recipe import Run
 from pipeline.store.combination import Combination
 from pipeline.store.location import Place, is_url
 from pipeline.store.reader import StoreReader
-from pipeline.students import build_student
-from pipeline.students.initial import load_initial
 from pipeline.students.normalised import NormalisedStudent
-from pipeline.students.saved import TeacherCredit, save_student
-from pipeline.training import targets
+from pipeline.students.saved import save_student
 from pipeline.training.collapse import warn_if_collapsed
-from pipeline.training.controls import LabelObjective, class_codes
-from pipeline.training.loop import Augment, Progress, fit
+from pipeline.training.distributed import Group
+from pipeline.training.loop import Progress, fit, recalibrate_average, validated
 from pipeline.training.metrics import MetricsLog
-from pipeline.training.normalisation import global_statistics
-from pipeline.training.objective import DistilObjective
 from pipeline.training.precision import autocast_dtype
 from pipeline.training.projector import save_head
-from pipeline.training.rows import pieces, usable
+from pipeline.training.rows import usable
+from pipeline.training.start import begin
 from pipeline.training.state import TrainingState
+from pipeline.training.task import prepare_task
 from pipeline.training.validation import STRUCTURE_ROWS, HeldOut, read_held_out, validate
 
 log = logging.getLogger(__name__)
@@ -89,6 +88,7 @@ class Job:
 def run_job(
     job: Job,
     *,
+    group: Group | None = None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> artifact.Artifact:
@@ -96,62 +96,78 @@ def run_job(
 
     A pure function of recipe and store on one processor: the same weights, however often it was killed.
 
+    Args:
+        group: the processes that train it together; each calls this with the same job, the first writes.
+
     Raises:
         TrainingError: nothing to train on, or numbers that are not finite.
         TrainingStopped: ``should_stop`` said so; run it again to go on.
     """
+    group = group or Group()
     job.folder.mkdir(parents=True, exist_ok=True)
-    with _lock(job.folder):
-        if artifact.is_finished(job.folder, job.work):
+    with _lock(job.folder) if group.is_first else nullcontext():
+        if group.of_first(lambda: artifact.is_finished(job.folder, job.work)):
             return artifact.read(job.folder)
-        recipe = job.run.recipe
-        torch.set_num_threads(recipe.train.threads)
-        teacher_arrays: str | Combination = job.inputs["teacher"]
-        if recipe.targets.teachers:
-            teacher_arrays = Combination.of(recipe.targets, job.inputs)
-        reader = StoreReader(job.store, frontend=job.inputs["frontend"], teacher=teacher_arrays)
-        training = usable(reader, "train")
-        if not training.any():
-            raise TrainingError(
-                f"the store has no usable rows of split train: {job.store}",
-                expected="status ok and split train", got=f"{len(reader.rows)} rows",
-                run=f"ossicle store inspect {recipe.name}",
-            )  # fmt: skip
-        spec = reader.embedding
-        credit = TeacherCredit(name=spec.name, licence=spec.licence, citation=spec.config.get("citation", ""))
-        teacher = credit if recipe.train.control == "none" else None
-        mean, deviation = global_statistics(pieces(reader, training, "spectrogram"))
-        torch.manual_seed(recipe.train.seed)
-        backbone = build_student(recipe.student, recipe.embed.frontend.mels)
-        started_from = None
-        if recipe.train.control != "random":
-            started_from = load_initial(backbone, recipe.student, recipe.embed.frontend.mels)
-        student = NormalisedStudent(backbone, mean, deviation)
-        held_out = read_held_out(reader)
-        if recipe.train.control == "random":
-            kept, summary = _leave_at_random(job, student, held_out)
-        else:
-            kept, summary = _train(job, reader, training, student, held_out, on_progress, should_stop)
-        rows = min(len(held_out.index), STRUCTURE_ROWS)
-        summary["collapsed"] = warn_if_collapsed(
-            summary["effective_rank"], rows, student.embedding_dim, job.run.label
+        if group.is_first:
+            return _run(job, group, job.folder, on_progress, should_stop)
+        # Whatever the others make beside their gradients is the first one's to keep.
+        with tempfile.TemporaryDirectory(prefix="ossicle-rank-") as scratch:
+            return _run(job, group, Path(scratch), on_progress, should_stop)
+
+
+def _run(
+    job: Job,
+    group: Group,
+    folder: Path,
+    on_progress: Callable[[Progress], None],
+    should_stop: Callable[[], bool],
+) -> artifact.Artifact:
+    """Train the job; everything but the checkpoint's reading happens in ``folder``."""
+    recipe = job.run.recipe
+    torch.set_num_threads(recipe.train.threads)
+    teacher_arrays: str | Combination = job.inputs["teacher"]
+    if recipe.targets.teachers:
+        teacher_arrays = Combination.of(recipe.targets, job.inputs)
+    reader = StoreReader(job.store, frontend=job.inputs["frontend"], teacher=teacher_arrays)
+    training = usable(reader, "train")
+    if not training.any():
+        raise TrainingError(
+            f"the store has no usable rows of split train: {job.store}",
+            expected="status ok and split train", got=f"{len(reader.rows)} rows",
+            run=f"ossicle store inspect {recipe.name}",
+        )  # fmt: skip
+    start = begin(recipe, reader, training)
+    student = start.student
+    held_out = read_held_out(reader, recipe.train)
+    if recipe.train.control == "random":
+        kept, summary = _leave_at_random(job, folder, student, held_out, group)
+    else:
+        kept, summary = _train(
+            job, group, folder, reader, training, student, held_out, on_progress, should_stop
         )
-        save_student(job.folder, kept, recipe.student, recipe.embed.frontend, teacher, started_from)
-        if started_from is not None:
-            summary["started_from"] = started_from.model_dump(mode="json")
-        summary |= {"control": recipe.train.control, "embedding_dim": student.embedding_dim, "mean": mean,
-                    "std": deviation, "device": recipe.train.device}  # fmt: skip
-        return artifact.finish(job.folder, kind="run", config=job.config, inputs=job.inputs, summary=summary)
+    rows = min(len(held_out.index), STRUCTURE_ROWS)
+    summary["collapsed"] = warn_if_collapsed(
+        summary["effective_rank"], rows, student.embedding_dim, job.run.label
+    )
+    save_student(folder, kept, recipe.student, recipe.embed.frontend, start.teacher, start.checkpoint)
+    summary |= {"control": recipe.train.control, "embedding_dim": student.embedding_dim,
+                "mean": float(student.mean), "std": float(student.std), "device": recipe.train.device,
+                "processes": group.world, **start.summary}  # fmt: skip
+    if group.is_first:
+        artifact.finish(folder, kind="run", config=job.config, inputs=job.inputs, summary=summary)
+    group.wait()
+    return artifact.read(job.folder)
 
 
 def _leave_at_random(
-    job: Job, student: NormalisedStudent, held_out: HeldOut
+    job: Job, folder: Path, student: NormalisedStudent, held_out: HeldOut, group: Group
 ) -> tuple[NormalisedStudent, dict[str, Any]]:
     config = job.run.recipe.train
-    device = device_of(config.device, "train.device")
+    device = device_of(config.device, "train.device") if group.is_alone else group.device
     student.to(device)
-    figures = validate(student, None, held_out, config.batch_size, device, autocast_dtype(config, device))
-    metrics = MetricsLog(job.folder, -1, config.tensorboard)
+    dtype = autocast_dtype(config, device)
+    figures = group.of_first(lambda: validate(student, None, held_out, config.batch_size, device, dtype))
+    metrics = MetricsLog(folder, -1, config, run_name=job.run.label, silent=not group.is_first)
     metrics.append({"step": 0, **figures})
     metrics.close()
     return student, {**figures, "steps": 0}
@@ -159,6 +175,8 @@ def _leave_at_random(
 
 def _train(
     job: Job,
+    group: Group,
+    folder: Path,
     reader: StoreReader,
     training: np.ndarray,
     student: NormalisedStudent,
@@ -166,55 +184,61 @@ def _train(
     on_progress: Callable[[Progress], None],
     should_stop: Callable[[], bool],
 ) -> tuple[NormalisedStudent, dict[str, Any]]:
-    recipe, config, folder = job.run.recipe, job.run.recipe.train, job.folder
+    recipe, config = job.run.recipe, job.run.recipe.train
     if config.early_stopping and not held_out.is_validation:
         raise ConfigError(
             "train.early_stopping needs validation rows and the store has none",
             expected="rows of split validation", got=0,
             run="--set train.early_stopping=0, or manifest.validation_share above 0",
         )  # fmt: skip
-    objective: nn.Module
-    summary: dict[str, Any] = {}
-    if config.control == "labels":
-        classes, codes = class_codes(reader, config)
-        objective = LabelObjective(student.embedding_dim, classes, codes)
-        training = training & (codes.numpy() >= 0)
-        artifact.write_json(folder / "classes.json", classes)
-        summary |= {"classes": len(classes), "labelled_rows": int(training.sum())}
-    else:
-        sample = held_out.embedding[:STRUCTURE_ROWS] if held_out.is_validation else held_out.embedding[:0]
-        transform, fidelity = targets.fit_and_save(
-            pieces(reader, training, "embedding"), sample, recipe.targets, folder / "targets.safetensors",
-            reader.widths,
-        )  # fmt: skip
-        objective = DistilObjective(student.embedding_dim, transform, recipe.loss)
-        summary["targets"] = fidelity
-    loader = ShardLoader(
-        reader, config.batch_size, config.seed, config.shuffle_rows, split="train", mask=training
-    )
-    state = TrainingState(student, objective, config, job.work)
+    task = prepare_task(recipe, reader, training, student, held_out, folder)
+    state = TrainingState(student, task.objective, config, job.work, group)
     check = partial(_check, state, held_out)
-    augment = augmentation(config, float(student.mean))
+    loader = loader_of(recipe, reader, task.rows, group)
+    augment = augmentation(recipe, float(student.mean), float(student.std))
     fit(
-        state, loader, folder, augment=augment, validate=check, on_progress=on_progress, should_stop=should_stop
+        state, loader, job.folder, augment=augment, validate=check, on_progress=on_progress,
+        should_stop=should_stop, run_name=job.run.label,
     )  # fmt: skip
+    # Whole batches, of which every process takes its part.
+    if state.average is not None and state.average.is_equal:
+        recalibrate_average(state, loader_of(recipe, reader, task.rows, Group()).one_epoch())
     kept = state.kept
-    head = "classifier.safetensors" if config.control == "labels" else "projector.safetensors"
-    save_head(folder / head, kept["objective"].head)  # type: ignore[arg-type]
-    return cast(NormalisedStudent, kept["student"]), {**summary, **check(), "steps": state.step}
+    for name, head in kept["objective"].saved_heads.items():  # type: ignore[operator,union-attr]
+        save_head(folder / name, head)
+    summary = {
+        **task.summary,
+        **validated(state, check),
+        "steps": state.step,
+        "compiled": bool(state.compiled),
+    }
+    if state.skipped:
+        summary["skipped_batches"] = state.skipped
+    return cast(NormalisedStudent, kept["student"]), summary
 
 
-def augmentation(config: TrainConfig, fill: float) -> Augment:
-    """Return the exact augmentations of ``config``: a roll in time, then a masked band and span."""
+def loader_of(recipe: Recipe, reader: StoreReader, rows: np.ndarray, group: Group) -> ShardLoader:
+    """Return the batches of this process: every batch whole, or those of its own rows (``train.rank_rows``)."""
+    config = recipe.train
+    spread = config.rank_rows == "span"
+    rank, world = (group.rank.rank, group.world) if spread else (0, 1)
+    if not group.is_first:
+        # Clusters are made once, by the first process, and found by the others.
+        group.wait()
+    draws = draws_of(reader, rows, recipe.sampling, recipe.paths.artifacts)
+    if group.is_first:
+        group.wait()
+    clean = recipe.augment.view_target == "clean"
+    return ShardLoader(
+        reader, config.batch_size // world, config.seed, config.shuffle_rows, split="train", rank=rank,
+        world=world, mask=rows, draws=draws,
+        targets=TargetRows(reader, clean_rows(reader), rows) if clean else None,
+    )  # fmt: skip
 
-    def augment(log_mel: Tensor, generator: torch.Generator) -> Tensor:
-        rolled = time_roll(log_mel, config.roll_frames, generator)
-        return spec_augment(
-            rolled, freq_mask_rows=config.freq_mask_rows, time_mask_frames=config.time_mask_frames,
-            fill=fill, generator=generator,
-        )  # fmt: skip
 
-    return augment
+def augmentation(recipe: Recipe, mean: float, deviation: float) -> BatchAugmentation:
+    """Return the recipe's changes of log-mels whose training rows have this mean and deviation."""
+    return BatchAugmentation(recipe.train, recipe.augment, recipe.embed.frontend, mean, deviation)
 
 
 def _check(state: TrainingState, held_out: HeldOut) -> dict[str, float]:

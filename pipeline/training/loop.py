@@ -1,8 +1,7 @@
-"""The training loop. A step: take a batch, augment, embed, compare, step the weights, average them."""
+"""The training loop: batches to updates, metrics, validations and checkpoints, alone or with other processes."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,28 +9,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
-from pipeline.artifact import write_json
-from pipeline.errors import TrainingError
+from pipeline.training import compilation
+from pipeline.training.averaging import RECALIBRATION_BATCHES, recalibrate
+from pipeline.training.bad_batch import BufferGuard
 from pipeline.training.metrics import MetricsLog
-from pipeline.training.optimiser import learning_rate
-from pipeline.training.precision import autocast
 from pipeline.training.state import Interval, TrainingState
+from pipeline.training.step import Augment as Augment
+from pipeline.training.step import Batch as Batch
+from pipeline.training.step import update as update
 
 LOG_EVERY = 20
-BAD_BATCH_FILE = "bad_batch.json"
-
-
-class Batch(Protocol):
-    """The part of ``pipeline.data.loader.Batch`` that training uses."""
-
-    @property
-    def index(self) -> Tensor: ...
-    @property
-    def spectrogram(self) -> Tensor | None: ...
-    @property
-    def embedding(self) -> Tensor | None: ...
 
 
 class Loader(Protocol):
@@ -44,7 +32,7 @@ class Loader(Protocol):
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is, after every step."""
+    """Where a run is, after every step; the loss is that of the last step that was not skipped."""
 
     step: int
     steps: int
@@ -60,9 +48,6 @@ class TrainingStopped(Exception):  # noqa: N818 - an outcome, not an error
         super().__init__(f"stopped at step {step}")
 
 
-Augment = Callable[[Tensor, torch.Generator], Tensor]
-
-
 def fit(
     state: TrainingState,
     loader: Loader,
@@ -72,112 +57,117 @@ def fit(
     validate: Callable[[], dict[str, float]],
     on_progress: Callable[[Progress], None] = lambda progress: None,
     should_stop: Callable[[], bool] = lambda: False,
+    run_name: str = "",
 ) -> None:
     """Train from wherever ``folder``'s checkpoint left off until ``train.steps`` or early stopping.
+
+    Of several processes, each calls this with the same arguments; the first alone writes and validates.
 
     Args:
         state: what is trained; holds the final weights afterwards (the best ones under early stopping).
         loader: endless batches; its state is part of the checkpoint.
-        folder: gets ``checkpoint.safetensors`` and ``metrics.jsonl``.
-        augment: ``(batch, mels, frames)`` float32 and a generator to the same shape; targets still hold.
+        folder: gets ``checkpoint.safetensors`` and ``metrics.jsonl``; all processes read it.
+        augment: changes log-mels; targets still hold, or it says how they are mixed.
         validate: figures of ``state.kept``; called every ``train.validate_every`` steps and at the end.
+        should_stop: of several processes, asked every ``LOG_EVERY`` steps; any one stops all.
+        run_name: how MLflow calls the run.
 
     Raises:
-        TrainingError: the loss or the gradient is not finite; the batch's rows are in ``bad_batch.json``.
+        TrainingError: the loss or the gradient is not finite; the batch is in ``bad_batch_step<N>.safetensors``.
         TrainingStopped: ``should_stop`` said so; the checkpoint is written.
     """
-    config = state.config
+    config, group = state.config, state.group
     loader_state = state.restore(folder)
     if loader_state is not None:
         loader.load_state_dict(loader_state)
-    metrics = MetricsLog(folder, state.step, config.tensorboard)
+    metrics = MetricsLog(folder, state.step, config, run_name=run_name, silent=not group.is_first)
+    guard = BufferGuard() if config.bad_batches else None
     batches = iter(loader)
-    state.model.train()
-    while state.step < config.steps and not state.finished:
-        started = time.perf_counter()
-        batch = next(batches)
-        waited = time.perf_counter() - started
-        terms = update(state, batch, augment, folder)
-        state.step += 1
-        _add(state.interval, terms, len(batch.index), waited, time.perf_counter() - started)
-        speed = state.interval.samples / state.interval.seconds
-        if state.step % LOG_EVERY == 0 or state.step == config.steps:
-            metrics.append(_record(state))
-            state.interval = Interval()
-        if state.step % config.validate_every == 0 or state.step == config.steps:
-            figures = validate()
-            metrics.append({"step": state.step, **figures})
-            state.note_validation(figures.get("validation_loss"))
-            state.save(folder, loader.state_dict())
-        on_progress(Progress(state.step, config.steps, terms["loss"], speed))
-        if should_stop() and state.step < config.steps and not state.finished:
-            state.save(folder, loader.state_dict())
-            metrics.close()
-            raise TrainingStopped(state.step)
-    metrics.close()
+    loss = float("nan")
+    state.prepare()
+    try:
+        while state.step < config.steps and not state.finished:
+            started = time.perf_counter()
+            batch = next(batches)
+            waited = time.perf_counter() - started
+            compilation.settle(state, batch)
+            terms = update(state, batch, augment, folder, guard)
+            state.step += 1
+            _add(state.interval, terms, config.batch_size, waited, time.perf_counter() - started)
+            loss = loss if terms is None else terms["loss"]
+            speed = state.interval.samples / state.interval.seconds
+            if state.step % LOG_EVERY == 0 or state.step == config.steps:
+                metrics.append(_record(state))
+                state.interval = Interval()
+            if state.step % config.validate_every == 0 or state.step == config.steps:
+                figures = validated(state, validate)
+                metrics.append({"step": state.step, **figures})
+                state.note_validation(figures)
+                state.save(folder, loader.state_dict())
+            on_progress(Progress(state.step, config.steps, loss, speed))
+            if _asked_to_stop(state, should_stop):
+                state.save(folder, loader.state_dict())
+                raise TrainingStopped(state.step)
+    finally:
+        metrics.close()
     state.take_best()
 
 
-def update(state: TrainingState, batch: Batch, augment: Augment, folder: Path) -> dict[str, float]:
-    """Make one update of the weights and return ``loss``, each term and ``gradient_norm``."""
-    config, device = state.config, state.device
-    assert batch.spectrogram is not None
-    assert batch.embedding is not None
-    rate = learning_rate(state.step, config)
-    for group in state.optimiser.param_groups:
-        group["lr"] = rate
-    log_mel = augment(batch.spectrogram.to(device, torch.float32), state.generator)
-    with autocast(state.dtype, device):
-        embedding = state.student(log_mel.unsqueeze(1))
-    total, terms = state.objective(embedding.float(), batch.index.to(device), batch.embedding.to(device))
-    values = {"loss": float(total.detach()), **{name: float(value.detach()) for name, value in terms.items()}}
-    if not math.isfinite(values["loss"]):
-        raise _not_finite("loss", values, state, batch, folder)
-
-    state.optimiser.zero_grad(set_to_none=True)
-    state.scaler.scale(total).backward()
-    state.scaler.unscale_(state.optimiser)
-    limit = math.inf if config.clip_norm is None else config.clip_norm
-    values["gradient_norm"] = float(torch.nn.utils.clip_grad_norm_(state.model.parameters(), limit))
-    # A scaled float16 gradient may overflow by design: then the scaler skips the step and lowers its scale.
-    if not math.isfinite(values["gradient_norm"]) and not state.scaler.is_enabled():
-        raise _not_finite("gradient", values, state, batch, folder)
-    state.scaler.step(state.optimiser)
-    state.scaler.update()
-    if state.average is not None:
-        state.average.update_parameters(state.model)
-    return values
+def validated(state: TrainingState, validate: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """Return the figures of ``state.kept``, made by the first process and known to all."""
+    state.prepare(validating=True)
+    figures: dict[str, float] = state.group.of_first(validate)
+    state.prepare()
+    return figures
 
 
-def _add(interval: Interval, terms: dict[str, float], samples: int, waited: float, seconds: float) -> None:
-    for name, value in terms.items():
-        interval.sums[name] = interval.sums.get(name, 0.0) + value
-    interval.steps += 1
+def recalibrate_average(state: TrainingState, batches: Iterator[Batch]) -> None:
+    """Measure the batch norms' statistics of weights averaged by SWA on batches of the training rows.
+
+    Args:
+        batches: the first batches of a fixed order, unaugmented; every process is given the same.
+    """
+    if state.average is None or not state.average.is_equal or not state.average.updates:
+        return
+
+    def rows() -> Iterator[torch.Tensor]:
+        for _, batch in zip(range(RECALIBRATION_BATCHES), batches, strict=False):
+            assert batch.spectrogram is not None
+            own = batch.spectrogram[state.group.part(len(batch.spectrogram))]
+            yield own.to(state.device, torch.float32).unsqueeze(1)
+
+    recalibrate(state.kept["student"], rows())
+
+
+def _asked_to_stop(state: TrainingState, should_stop: Callable[[], bool]) -> bool:
+    if state.step >= state.config.steps or state.finished:
+        return False
+    if state.group.is_alone:
+        return should_stop()
+    # The processes have to agree on the step; asking at each would cost a message a step.
+    return state.step % LOG_EVERY == 0 and state.group.any(should_stop())
+
+
+def _add(
+    interval: Interval, terms: dict[str, float] | None, samples: int, waited: float, seconds: float
+) -> None:
     interval.samples += samples
     interval.wait_seconds += waited
     interval.seconds += seconds
+    if terms is None:
+        return
+    for name, value in terms.items():
+        interval.sums[name] = interval.sums.get(name, 0.0) + value
+    interval.steps += 1
 
 
 def _record(state: TrainingState) -> dict[str, Any]:
     interval = state.interval
-    return {
+    record = {
         "step": state.step,
         **interval.means(),
         "lr": state.optimiser.param_groups[0]["lr"],
         "samples_per_second": interval.samples / interval.seconds,
         "data_wait_share": interval.wait_seconds / interval.seconds,
     }
-
-
-def _not_finite(
-    what: str, values: dict[str, float], state: TrainingState, batch: Batch, folder: Path
-) -> TrainingError:
-    path = folder / BAD_BATCH_FILE
-    numbers = {name: repr(value) for name, value in values.items()}
-    write_json(path, {"step": state.step, "rows": batch.index.tolist(), **numbers})
-    return TrainingError(
-        f"the {what} is not finite at step {state.step}",
-        expected="finite numbers",
-        got=", ".join(f"{name} {value}" for name, value in numbers.items()),
-        run=f"see the batch's rows in {path}; lower train.learning_rate, or run ossicle store verify",
-    )
+    return record | ({"skipped_batches": state.skipped} if state.skipped else {})

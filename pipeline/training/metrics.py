@@ -9,43 +9,67 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifact import write_bytes
-from pipeline.errors import MissingDependencyError
+from pipeline.config import TrainConfig
+from pipeline.training.tracking import MlflowTracker, TensorBoardTracker, Tracker
 
 FILE = "metrics.jsonl"
 
 
 class MetricsLog:
-    """Append-only log of a run, and TensorBoard beside it where asked.
+    """Append-only log of a run, and the trackers that the recipe asks for beside it.
 
     Args:
         folder: the run's folder.
         resume_step: lines of later steps are dropped; they will be made again.
-        tensorboard: also write event files under ``tensorboard/``.
+        config: ``tensorboard`` and ``mlflow``; default neither.
+        run_name: how MLflow calls the run.
+        silent: write nothing at all, for processes that are not the first.
 
     Raises:
-        MissingDependencyError: TensorBoard is asked for and not installed.
+        MissingDependencyError: a tracker is asked for and not installed.
     """
 
-    def __init__(self, folder: Path, resume_step: int, tensorboard: bool = False) -> None:
-        self.path = folder / FILE
+    def __init__(
+        self,
+        folder: Path,
+        resume_step: int,
+        config: TrainConfig | None = None,
+        *,
+        run_name: str = "",
+        silent: bool = False,
+    ) -> None:
+        self.path, self.silent = folder / FILE, silent
+        self._trackers: list[Tracker] = []
+        if silent:
+            return
         write_bytes(self.path, "".join(_line(r) for r in _kept(self.path, resume_step)).encode())
-        self._writer = _tensorboard(folder / "tensorboard", resume_step) if tensorboard else None
+        if config is not None and config.tensorboard:
+            self._trackers.append(TensorBoardTracker(folder, resume_step))
+        if config is not None and config.mlflow is not None:
+            self._trackers.append(MlflowTracker(folder, config, run_name or folder.name))
 
     def append(self, record: dict[str, Any]) -> None:
         """Write one record, which has a ``step``. A number that is not finite is written as null."""
+        if self.silent:
+            return
         with self.path.open("ab", buffering=0) as file:
             file.write(_line(record).encode())
-        if self._writer is not None:
-            for name, value in record.items():
-                if name != "step" and isinstance(value, int | float):
-                    self._writer.add_scalar(name, value, record["step"])
+        numbers = {
+            name: float(value)
+            for name, value in record.items()
+            if name != "step" and isinstance(value, int | float)
+        }
+        for tracker in self._trackers:
+            tracker.note(record["step"], numbers)
 
     def close(self) -> None:
         """Sync to disk."""
+        if self.silent:
+            return
         with self.path.open("ab") as file:
             os.fsync(file.fileno())
-        if self._writer is not None:
-            self._writer.close()
+        for tracker in self._trackers:
+            tracker.close()
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -65,14 +89,3 @@ def _kept(path: Path, last_step: int | None) -> list[dict[str, Any]]:
     whole = path.read_text(encoding="utf-8").split("\n")[:-1]
     records = [json.loads(line) for line in whole]
     return [r for r in records if last_step is None or r["step"] <= last_step]
-
-
-def _tensorboard(folder: Path, resume_step: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise MissingDependencyError(
-            "train.tensorboard is on and TensorBoard is not installed",
-            run="pip install 'ossicle[tensorboard]'",
-        ) from error
-    return SummaryWriter(str(folder), purge_step=resume_step + 1)

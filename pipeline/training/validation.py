@@ -1,4 +1,4 @@
-"""Validation: the loss and its terms, neighbour overlap with the teacher, and the effective rank."""
+"""Validation: the loss and its terms, neighbour overlap with the teacher, a probe's score, the effective rank."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import torch
 from jaxtyping import Float, Float16, Int
 from torch import Tensor, nn
 
+from pipeline.config import TrainConfig
 from pipeline.training.collapse import effective_rank
 from pipeline.training.neighbours import neighbour_overlap
 from pipeline.training.objective import Objective
 from pipeline.training.precision import autocast
+from pipeline.training.probe import Probe, read_probe
 from pipeline.training.rows import ShardReader, first_rows, usable
 
 log = logging.getLogger(__name__)
@@ -33,13 +35,20 @@ class HeldOut:
     spectrogram: Float16[Tensor, "rows mels frames"]
     embedding: Float[Tensor, "rows dim"]
     is_validation: bool
+    probe: Probe | None = None
 
 
-def read_held_out(reader: ShardReader) -> HeldOut:
-    """Return the first ``LOSS_ROWS`` validation rows of the store."""
+def read_held_out(reader: ShardReader, config: TrainConfig | None = None) -> HeldOut:
+    """Return the first ``LOSS_ROWS`` validation rows of the store, with the probe that ``config`` asks for.
+
+    Raises:
+        ConfigError, TrainingError: the probe's column is not there, or tells nothing apart.
+    """
     mask = usable(reader, "validation")
     if mask.any():
-        return HeldOut(*first_rows(reader, mask, LOSS_ROWS), is_validation=True)
+        index, spectrogram, embedding = first_rows(reader, mask, LOSS_ROWS)
+        probe = read_probe(reader, index.numpy(), config) if config is not None else None
+        return HeldOut(index, spectrogram, embedding, is_validation=True, probe=probe)
     log.warning("the store has no validation rows: no validation loss (manifest.validation_share is 0?)")
     return HeldOut(*first_rows(reader, usable(reader, "train"), STRUCTURE_ROWS), is_validation=False)
 
@@ -75,7 +84,8 @@ def validate(
     """Return ``validation_loss`` and each term, ``validation_neighbour_overlap`` and ``effective_rank``.
 
     Losses are means over rows in batches of ``batch_size`` in store order, so that relational terms always
-    see the same batches. Without an objective (the random control) there is no loss.
+    see the same batches. Without an objective (the random control) there is no loss. With a probe also
+    ``validation_probe_accuracy``.
     """
     embedding = embed_rows(student, held_out.spectrogram, batch_size, device, dtype)
     figures: dict[str, float] = {"effective_rank": effective_rank(embedding[:STRUCTURE_ROWS])}
@@ -84,6 +94,8 @@ def validate(
     figures["validation_neighbour_overlap"] = neighbour_overlap(
         embedding[:STRUCTURE_ROWS], held_out.embedding[:STRUCTURE_ROWS].to(device)
     )
+    if held_out.probe is not None:
+        figures["validation_probe_accuracy"] = held_out.probe.accuracy(embedding.cpu().numpy())
     if objective is None:
         return figures
     index = held_out.index.to(device)

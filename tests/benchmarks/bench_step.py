@@ -82,7 +82,7 @@ def _train(reader, recipe, folder: Path) -> tuple[int, float, float, float]:  # 
     state = TrainingState(student, objective, config, "")
     state.model.train()
     loader = ShardLoader(reader, BATCH, config.seed, SHUFFLE_ROWS, cache_bytes=0)
-    augment = augmentation(config, -8.0)
+    augment = augmentation(recipe, -8.0, 4.0)
     # Warm-up on batches of another loader: the measured one has to make its first batch itself.
     for batch, _ in zip(ShardLoader(reader, BATCH), range(5), strict=False):
         update(state, batch, augment, folder)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from pipeline.config import TrainConfig
@@ -80,6 +81,11 @@ def _fit(state: TrainingState, folder: Path, figures: Any = dict) -> None:
     fit(state, _Loader(), folder, augment=lambda log_mel, generator: log_mel, validate=figures)
 
 
+def _bad_batch(folder: Path, step: int) -> tuple[dict[str, Tensor], dict[str, str]]:
+    with safe_open(str(folder / f"bad_batch_step{step}.safetensors"), "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+
+
 def test_a_step_equals_adamw_written_out(tmp_path: Path) -> None:
     """Loshchilov and Hutter, 2019, algorithm 2, on every weight, with the clipping before it."""
     state = _state(steps=1, warmup_steps=1, learning_rate=0.05, weight_decay=0.3, clip_norm=0.01)
@@ -122,10 +128,11 @@ def test_the_average_follows_its_recursion(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_names_step_and_rows(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="loss is not finite at step 5") as raised:
         _fit(_state(bad_step=5), tmp_path)
-    bad = json.loads((tmp_path / "bad_batch.json").read_text())
-    assert bad["rows"] == [500 + i for i in range(ROWS)]
-    assert bad["step"] == 5
-    assert "bad_batch.json" in str(raised.value)
+    bad, header = _bad_batch(tmp_path, 5)
+    assert bad["index"].tolist() == [500 + i for i in range(ROWS)]
+    assert header["step"] == "5"
+    assert json.loads(header["values"])["loss"] == "nan"
+    assert "bad_batch_step5.safetensors" in str(raised.value)
 
 
 def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(tmp_path: Path) -> None:

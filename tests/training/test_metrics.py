@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.config import TrainConfig
 from pipeline.errors import MissingDependencyError
 from pipeline.training.metrics import FILE, MetricsLog, read_metrics
 
@@ -53,5 +54,5 @@ def test_tensorboard_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(MissingDependencyError) as raised:
-        MetricsLog(tmp_path, -1, tensorboard=True)
+        MetricsLog(tmp_path, -1, TrainConfig(tensorboard=True))
     assert "ossicle[tensorboard]" in str(raised.value)
