@@ -133,6 +133,7 @@ def provenance_base() -> dict[str, Any]:
         "numpy",
         "zarr",
         "zarrs",
+        "numba",
         "onnx",
         "onnxruntime",
         "soundfile",

@@ -55,6 +55,7 @@ def machine_findings() -> list[Finding]:
         Finding("torchaudio", *_torchaudio()),
         machine.package("zarr"),
         machine.package("zarrs"),
+        machine.package("numba"),
         machine.package("onnx"),
         machine.package("onnxruntime"),
         machine.package("matplotlib"),

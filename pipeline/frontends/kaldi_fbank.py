@@ -10,11 +10,13 @@ import itertools
 import math
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from pipeline.frontends.kaldi_frames import FrameWriter, compiled
 from pipeline.section import Section
 
 LOG_FLOOR = torch.finfo(torch.float32).eps
@@ -163,7 +165,7 @@ class KaldiFbank(nn.Module):
             return log_mels
         if not config.snip_edges:
             waveforms = mirrored(waveforms, config)
-        framed = waveforms.unfold(1, config.frame_samples, config.shift_samples)
+        framed = waveforms.contiguous().unfold(1, config.frame_samples, config.shift_samples)
         at_once = _CPU_FRAMES if waveforms.device.type == "cpu" else _DEVICE_FRAMES
         clips, passes = max(1, at_once // frames), -(-frames // at_once)
         length = -(-frames // passes)
@@ -180,21 +182,41 @@ class KaldiFbank(nn.Module):
         if count not in scratches:
             scratches[count] = self._scratch(count)
         scratch = scratches[count]
-        if config.remove_dc_offset:
-            torch.sub(framed, framed.mean(dim=-1, keepdim=True), out=scratch.frames.view(framed.shape))
+        write = compiled() if framed.device.type == "cpu" and framed.dtype == torch.float32 else None
+        if write is None:
+            self._frame(framed, scratch)
         else:
-            scratch.frames.copy_(framed.flatten(0, 1))
-        if config.preemphasis:
-            # The first sample stands twice, as its own predecessor; one flat difference then serves all frames.
-            scratch.predecessor.copy_(scratch.first)
-            torch.mul(scratch.all_but_last, config.preemphasis, out=scratch.before)
-            scratch.all_but_first.sub_(scratch.before)
-        torch.mul(scratch.frames, self.window, out=scratch.windowed)
+            self._frame_compiled(framed, scratch.padded, write)
         spectrum = torch.fft.rfft(scratch.padded)
         energies = torch.view_as_real(spectrum).flatten(1).square_() if config.use_power else spectrum.abs()
         for bins, weights, mels in scratch.products:
             torch.mm(energies[:, bins], weights, out=mels)
         torch.log(scratch.mels.clamp_(min=LOG_FLOOR), out=log_mels.view(count, config.mels))
+
+    def _frame(self, framed: Tensor, scratch: _Scratch) -> None:
+        """Write the frames into ``scratch.windowed``, whole arrays at a time."""
+        if self.config.remove_dc_offset:
+            torch.sub(framed, framed.mean(dim=-1, keepdim=True), out=scratch.frames.view(framed.shape))
+        else:
+            scratch.frames.view(framed.shape).copy_(framed)
+        if self.config.preemphasis:
+            # The first sample stands twice, as its own predecessor; one flat difference then serves all frames.
+            scratch.predecessor.copy_(scratch.first)
+            torch.mul(scratch.all_but_last, self.config.preemphasis, out=scratch.before)
+            scratch.all_but_first.sub_(scratch.before)
+        torch.mul(scratch.frames, self.window, out=scratch.windowed)
+
+    def _frame_compiled(self, framed: Tensor, padded: Tensor, write: FrameWriter) -> None:
+        """Write the same frames, to the bit, in one pass."""
+        shift, (clips, frames, size) = self.config.shift_samples, framed.shape
+        means = framed.mean(dim=-1) if self.config.remove_dc_offset else framed.new_zeros(clips, frames)
+        # The waveforms that the frames are views of.
+        waves = framed.as_strided((clips, (frames - 1) * shift + size), (framed.stride(0), 1)).numpy()
+        window, preemphasis = self.window.numpy(), np.float32(self.config.preemphasis)
+        for wave, mean, rows in zip(
+            waves, means.numpy(), padded.numpy().reshape(clips, frames, -1), strict=True
+        ):
+            write(wave, shift, mean, window, preemphasis, rows)
 
     def _scratch(self, count: int) -> _Scratch:
         """Return what a pass of ``count`` frames writes."""

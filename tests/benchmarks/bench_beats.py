@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import tempfile
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,21 +32,20 @@ EMBED_FILES, EMBED_SHARD_ROWS, EMBED_REPEATS = 32, 8, 2
 
 
 def rows(names: Collection[str]) -> Iterable[Row]:
-    """Yield the rows of ``names``: the network as in a worker of stage 1, the filter bank on all threads."""
-    if {"fbank_speed", "fbank_error"} & set(names):
-        yield from _fbank_rows(names)
-    if {"beats_sgemm_share", "beats_bf16_speedup"} & set(names):
-        yield from _in_a_worker(tuple(names))
+    """Yield the rows of ``names``: the network and the filter bank as in a worker of stage 1: on one thread."""
+    for rows_of, made in ((fbank_rows, NAMES[2:4]), (forward_rows, NAMES[:2])):
+        if set(made) & set(names):
+            yield from _in_a_worker(rows_of, tuple(names))
     if "embed_rate_beats" in names:
         yield _embed_row()
 
 
-def _in_a_worker(names: tuple[str, ...]) -> list[Row]:
-    """Return the forward rows made in a fresh process of a worker's environment: one thread, memory kept."""
+def _in_a_worker(rows_of: Callable[[tuple[str, ...]], list[Row]], names: tuple[str, ...]) -> list[Row]:
+    """Return the rows made in a fresh process of a worker's environment: one thread, memory kept."""
     from pipeline.embedding.pool import worker_environment
 
     with worker_environment(), ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(forward_rows, names).result()
+        return pool.submit(rows_of, names).result()
 
 
 def random_network() -> Beats:
@@ -112,7 +111,15 @@ def product_flops(_total: list[int], left: list[int], right: list[int], **_: obj
     return 2 * left[0] * left[1] * right[1]
 
 
-def forward_rows(names: Collection[str]) -> list[Row]:
+def fbank_rows(names: tuple[str, ...]) -> list[Row]:
+    """Return the rows of the filter bank, on one thread."""
+    import torch
+
+    torch.set_num_threads(1)
+    return list(_fbank_rows(names))
+
+
+def forward_rows(names: tuple[str, ...]) -> list[Row]:
     """Return the rows of the network alone, on one thread."""
     import torch
 

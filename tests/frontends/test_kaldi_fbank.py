@@ -96,6 +96,18 @@ def test_equals_torchaudio_at_every_length(torchaudio_kaldi: ModuleType, name: s
         assert float((ours - theirs).abs().max()) <= SAME, samples
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_compiled_frames_are_the_same_to_the_bit(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    pytest.importorskip("numba", reason="numba is not installed (extra: speed)")
+    config = FbankConfig.model_validate(CONFIGS[name])
+    fbank = KaldiFbank(config)
+    waves = [loud(3, samples)[:, ::step] for samples in around_frames(config) for step in (1, 2)]
+    by_numba = [fbank(wave) for wave in waves]
+    monkeypatch.setattr(kaldi_fbank, "compiled", lambda: None)
+    for wave, made in zip(waves, by_numba, strict=True):
+        assert torch.equal(made, fbank(wave)), wave.shape
+
+
 @pytest.mark.parametrize("name", ["beats", "ast", "speech", "mirrored"])
 def test_equals_kaldi_native_fbank(name: str) -> None:
     """At 80 mels at most: it refuses 128 at 16 kHz, where the lowest bands hold no bin of the transform."""
