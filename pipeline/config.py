@@ -6,11 +6,13 @@ what ``docs/recipe.md`` and the error messages print.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from pipeline import run_matrix
 from pipeline.data_config import AugmentConfig as AugmentConfig
 from pipeline.data_config import SamplingConfig as SamplingConfig
 from pipeline.finetune_config import FinetuneConfig as FinetuneConfig
@@ -215,5 +217,15 @@ class Recipe(Section):
     sweep: SweepConfig = SweepConfig()
     search: SearchConfig = SearchConfig()
     runs: dict[str, RunConfig] = Field({}, description="named runs; none = one run called after the student")
+    matrix: dict[str, dict[str, RunConfig]] = Field(
+        {},
+        description="axes whose choices are crossed into runs: [matrix.student.m0] and [matrix.loss.angle] make "
+        "the run m0-angle",
+    )
     headline: str | None = Field(None, description="the run that README and the report put first")
     jobs: int = Field(0, ge=0, description="runs trained at the same time; 0 = one a core")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _crossed(cls, table: Any) -> Any:
+        return run_matrix.crossed(table) if isinstance(table, Mapping) else table

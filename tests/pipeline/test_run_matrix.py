@@ -1,0 +1,59 @@
+"""Axes of a recipe become runs: their product, written out here by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline import recipe as recipes
+from pipeline.errors import ConfigError
+
+AXES = """
+[runs.plain]
+[matrix.student.m0]
+set = { "student.name" = "micronet_m0" }
+[matrix.student.narrow]
+set = { "student.name" = "mobilevitv2_050", "student.width" = 0.35 }
+seeds = [4]
+[matrix.loss.angle]
+set = { "loss.angle" = 2.0, "loss.feature" = 0.0 }
+[matrix.loss.both]
+set = { "loss.angle" = 1.0 }
+"""
+
+
+def loaded(folder: Path, text: str) -> recipes.Recipe:
+    path = folder / "axes.toml"
+    path.write_text(text)
+    return recipes.load(path)
+
+
+def test_every_choice_meets_every_other(tmp_path: Path) -> None:
+    runs = recipes.expand(loaded(tmp_path, AXES))
+    got = {
+        run.label: (run.recipe.student.name, run.recipe.student.width, run.recipe.loss.angle, run.recipe.loss.feature)
+        for run in runs
+    }  # fmt: skip
+    assert got == {
+        "plain-seed0": ("cnn4", 1.0, 0.0, 1.0),
+        "m0-angle-seed0": ("micronet_m0", 1.0, 2.0, 0.0),
+        "m0-both-seed0": ("micronet_m0", 1.0, 1.0, 1.0),
+        "narrow-angle-seed4": ("mobilevitv2_050", 0.35, 2.0, 0.0),
+        "narrow-both-seed4": ("mobilevitv2_050", 0.35, 1.0, 1.0),
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('[matrix.a.x]\nset = { "loss.angle" = 1 }\n[matrix.b.y]\nset = { "loss.angle" = 2 }', "loss.angle"),
+        ("[matrix.a.x]\nseeds = [1]\n[matrix.b.y]\nseeds = [2]", "seeds"),
+        ("[runs.x]\n[matrix.a.x]", "x is a run already"),
+        ("[matrix]\na = 3", "table of choices"),
+        ('[matrix.a.x]\nset = { "student.nane" = "cnn4" }', "name"),
+    ],
+)
+def test_what_cannot_be_crossed_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        loaded(tmp_path, text)
