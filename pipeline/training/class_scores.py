@@ -153,6 +153,21 @@ def write_scores(folder: Path, scored: Scored, classes: list[str], title: str) -
     return figures
 
 
+def scored_into(
+    folder: Path,
+    title: str,
+    student: nn.Module,
+    objective: object,
+    reader: ShardReader,
+    config: TrainConfig,
+    device: torch.device,
+    dtype: torch.dtype | None,
+) -> dict[str, Any]:
+    """Score a trained run and write it into its folder; no figures where there is nothing to score."""
+    found = score(student, objective, reader, config, device, dtype)
+    return {} if found is None else write_scores(folder, *found, title)
+
+
 def _hot(texts: list[str], classes: list[str], *, several: bool) -> Bool[np.ndarray, "rows classes"]:
     """Return which classes each row has; a label that is none of them is as if absent."""
     code = {name: place for place, name in enumerate(classes)}

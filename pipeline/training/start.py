@@ -55,6 +55,7 @@ def begin(recipe: Recipe, reader: StoreReader, training: np.ndarray) -> Start:
     if config.start_from is not None and config.control != "random":
         return _from_run(recipe, config.start_from, taught)
     backbone = build_student(recipe.student, recipe.embed.frontend.mels)
+    backbone.check_frontend(recipe.embed.frontend)
     checkpoint = None
     if config.control != "random":
         checkpoint = load_initial(backbone, recipe.student, recipe.embed.frontend.mels)
