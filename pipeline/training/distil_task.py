@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from pipeline.config import Recipe
+from pipeline.data.clusters import clusters_of
+from pipeline.data_config import SamplingConfig
 from pipeline.losses.labels import label_loss
 from pipeline.processor import device_of
 from pipeline.store.reader import StoreReader
@@ -67,9 +70,17 @@ def distil_objective(
     )  # fmt: skip
     objective = DistilObjective(
         embedding_dim, transform, recipe.loss, recipe.targets, compression=compression, relations=relations,
-        seed=recipe.train.seed,
+        clusters=_clusters(recipe, reader), seed=recipe.train.seed,
     )  # fmt: skip
     return objective, summary
+
+
+def _clusters(recipe: Recipe, reader: StoreReader) -> Int[np.ndarray, " rows"] | None:
+    """Return the cluster of every store row, where the contrastive loss asks."""
+    if not recipe.loss.needs_clusters:
+        return None
+    asked = SamplingConfig(clusters=recipe.loss.contrastive_clusters)
+    return clusters_of(reader, asked, recipe.paths.artifacts).assignment
 
 
 def _compression(

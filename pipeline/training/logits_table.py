@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from pipeline.errors import ConfigError, TrainingError
+from pipeline.errors import ConfigError
 from pipeline.store import topk
 from pipeline.store.reader import StoreReader
 from pipeline.store.schema import ArraySpec
@@ -110,18 +110,3 @@ def teacher_classes(spec: ArraySpec, file: Path | None) -> list[str] | None:
             got=f"{len(set(names))} of {len(names)} entries" if fits else "no list of names",
         )  # fmt: skip
     return list(names)
-
-
-def require_known(table: LogitsTable, training: Bool[np.ndarray, " rows"], recipe: str) -> int:
-    """Return how many training rows have logits.
-
-    Raises:
-        TrainingError: none has.
-    """
-    known = int((table.known & training).sum())
-    if not known:
-        raise TrainingError(
-            f"no training row has logits of {table.name}", expected="loss.hinton and loss.tags need them",
-            got=f"0 of {int(training.sum())} rows", run=f"ossicle store inspect {recipe}",
-        )  # fmt: skip
-    return known

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -53,6 +54,7 @@ class DistilObjective(nn.Module):
         targets: the mapping head and the teachers' weights.
         compression: a further transformation that the labels train; students follow its output.
         relations: anchors, neighbours and the memory queue; default none of them.
+        clusters: of every store row, for the contrastive kinds that ask.
         seed: of losses that draw.
     """
 
@@ -65,6 +67,7 @@ class DistilObjective(nn.Module):
         *,
         compression: Compression | None = None,
         relations: Relations | None = None,
+        clusters: Int[np.ndarray, " rows"] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -79,6 +82,8 @@ class DistilObjective(nn.Module):
         self.relations = relations or Relations(
             config, RelationsConfig(), embedding_dim, transform.output_dim
         )
+        # No buffer: checkpoints and averages of the weights would each hold the store's rows once more.
+        self.clusters = clusters
         self.loss = WeightedLoss(config, seed)
 
     @property
@@ -111,21 +116,26 @@ class DistilObjective(nn.Module):
             if self.training:  # of validation it is no part: no student gets better by it
                 total = total + self.compression.weight * label_term
         if self.loss.config.uses(*EMBEDDING_TERMS):
-            compared, more = self._compared(embedding, followed.detach(), past)
+            compared, more = self._compared(embedding, index, followed.detach(), past)
             total, terms = total + compared, {**more, **terms}
         if self.relations.active:
             self.relations.remember(given, index, target, past)
         return total, terms
 
-    def _compared(self, embedding: Tensor, followed: Tensor, past: Past) -> tuple[Tensor, Terms]:
+    def _compared(
+        self, embedding: Tensor, index: Tensor, followed: Tensor, past: Past
+    ) -> tuple[Tensor, Terms]:
         """Return the losses over embeddings, summed over teachers; ``NAME_K`` is the term of teacher K."""
         projections = self.head(embedding).split(self.widths, dim=1)
         targets = followed.split(self.widths, dim=1)
         memories = self._memories(past)
+        clusters = None if self.clusters is None else torch.from_numpy(self.clusters[index.cpu().numpy()])
         total = embedding.sum() * 0.0
         terms: Terms = {}
         for number, share in enumerate(self.shares):
-            part, of_part = self.loss(embedding, projections[number], targets[number], memories[number])
+            part, of_part = self.loss(
+                embedding, projections[number], targets[number], memories[number], clusters
+            )
             total = total + share * part
             if len(self.shares) == 1:
                 return part, of_part
