@@ -24,7 +24,7 @@ def parse_options(kind: type[Options], owner: str, given: Mapping[str, Any]) -> 
         ConfigError: an unknown key (near matches are listed) or an impossible value.
     """
     for key in given:
-        if key not in kind.model_fields:
+        if key not in kind.model_fields and kind.model_config.get("extra") != "allow":
             known = near_matches(key, kind.model_fields) if kind.model_fields else "none: it has no options"
             raise ConfigError(f"{owner} has no option {key!r}", expected=known, got=key)
     try:

@@ -8,31 +8,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.contract import Finding, tried
 from pipeline.errors import OssicleError
 from pipeline.teachers.base import Teacher
 
 # bfloat16 rows may differ in the last bits between batch sizes; this is far below two different clips.
 SAME_COSINE = 0.9999
 RANKS = {"embedding": 2, "logits": 2, "frames": 3, "layer": 2}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One part of the contract: whether the teacher keeps it, and in words what it breaks."""
-
-    part: str
-    problem: str = ""
-
-    @property
-    def kept(self) -> bool:
-        """Whether nothing is wrong with this part."""
-        return not self.problem
 
 
 def check(teacher: Teacher, seed: int = 0) -> list[Finding]:
@@ -49,7 +36,7 @@ def check(teacher: Teacher, seed: int = 0) -> list[Finding]:
     if not findings[0].kept:
         return findings
     clips = _Clips(teacher, seed)
-    plain = _tried("a window", lambda: _plain(teacher, clips))
+    plain = tried("a window", lambda: _plain(teacher, clips))
     findings.append(plain)
     if not plain.kept:
         return findings
@@ -68,7 +55,7 @@ def check(teacher: Teacher, seed: int = 0) -> list[Finding]:
         "a row of NaN": lambda: _not_a_number(teacher, clips),
         "the digest": lambda: _digest(teacher),
     }
-    findings += [_tried(part, look) for part, look in parts.items()]
+    findings += [tried(part, look) for part, look in parts.items()]
     return findings
 
 
@@ -86,18 +73,6 @@ class _Clips:
         chirp = 0.5 * np.sin(2 * np.pi * (200.0 + 300.0 * time) * time)
         clicks = 0.3 * np.sin(2 * np.pi * 1_000.0 * time) * ((time * 4.0) % 1.0 < 0.05) + 0.1 * noise
         return torch.from_numpy(np.stack([noise, chirp, clicks])[:batch].astype(np.float32))
-
-
-def _tried(part: str, look: Callable[[], Iterator[str]]) -> Finding:
-    try:
-        return Finding(part, "; ".join(dict.fromkeys(look())))
-    except OssicleError as error:
-        return Finding(part, f"it is refused: {error.problem}")
-    except Exception as error:  # a stranger's code may raise anything; the check reports it and goes on
-        return Finding(
-            part,
-            f"it raises {type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}",
-        )
 
 
 def _attributes(teacher: Teacher) -> Iterator[str]:
@@ -212,7 +187,7 @@ def _about(window: int) -> tuple[int, ...]:
 def _lengths(teacher: Teacher, clips: _Clips, lengths: tuple[int, ...]) -> Iterator[str]:
     for samples in lengths:
         seconds = samples / teacher.sample_rate_hz
-        made = _tried("", lambda n=samples: _of_length(teacher, clips, n))  # type: ignore[misc]
+        made = tried("", lambda n=samples: _of_length(teacher, clips, n))  # type: ignore[misc]
         if not made.kept:
             yield f"{samples} samples ({seconds:.4g} s): {made.problem}"
 
