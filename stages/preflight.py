@@ -5,11 +5,13 @@ from __future__ import annotations
 from pipeline import recipe as recipes
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError, near_matches
-from pipeline.students.registry import check_student
+from pipeline.students.options import check_frontend
+from pipeline.students.registry import check_student, students
 
 
 def check(recipe: Recipe, stage: str) -> None:
-    """Raise ConfigError if ``recipe`` names a student, option, teacher or task that does not exist.
+    """Raise ConfigError if ``recipe`` names a student, option, teacher or task that does not exist, or a student
+    that cannot hear its frontend.
 
     Args:
         recipe: already validated.
@@ -17,6 +19,10 @@ def check(recipe: Recipe, stage: str) -> None:
     """
     for run in recipes.expand(recipe):
         check_student(run.recipe.student)
+        if stage in ("embed", "distill"):
+            check_frontend(
+                students.get(run.recipe.student.name), run.recipe.student, run.recipe.embed.frontend
+            )
     if stage in ("fetch", "embed"):
         from pipeline.teachers.registry import teachers
 

@@ -24,11 +24,12 @@ from pipeline.finetuning.sound import Augmentation, spectral_statistics
 from pipeline.frontends.log_mel import LogMel
 from pipeline.manifest import Manifest
 from pipeline.recipe import Run
-from pipeline.students import build_student
+from pipeline.students import build_student, students
 from pipeline.students.checkpoint_file import content_digest
 from pipeline.students.classifier import save_classifier
 from pipeline.students.initial import load_initial
 from pipeline.students.normalised import NormalisedStudent
+from pipeline.students.options import check_frontend
 from pipeline.students.saved import save_student
 from pipeline.teachers.base import Teacher
 from pipeline.teachers.finetuned import base_digest, save_finetuned
@@ -208,8 +209,10 @@ class _Learner:
 
     def _network(self) -> NormalisedStudent | WholeTeacher | FrozenTeacher:
         if self.teacher is None:
+            check_frontend(
+                students.get(self.recipe.student.name), self.recipe.student, self.recipe.embed.frontend
+            )
             backbone = build_student(self.recipe.student, self.recipe.embed.frontend.mels)
-            backbone.check_frontend(self.recipe.embed.frontend)
             load_initial(backbone, self.recipe.student, self.recipe.embed.frontend.mels)
             return NormalisedStudent(backbone, *self.statistics)
         if self.config.trained == "whole":

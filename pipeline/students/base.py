@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import nn
 
-from pipeline.config import LogMelConfig
-
 if TYPE_CHECKING:
     from pipeline.students.causal import CausalForm
 
@@ -41,9 +39,6 @@ class Student(nn.Module):
         self.embedding: nn.Module = nn.Identity()
         if self.embedding_dim != pooled_dim:
             self.embedding = nn.Linear(pooled_dim, self.embedding_dim)
-
-    def check_frontend(self, frontend: LogMelConfig) -> None:
-        """Raise ConfigError where the network cannot hear ``frontend``; most hear any."""
 
     def at_any_length(self) -> None:
         """Drop what the forward does to short inputs: a causal student hears whole blocks only."""

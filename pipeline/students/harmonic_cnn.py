@@ -199,25 +199,23 @@ class HarmonicCnn(TaggingStudent):
             x = self.get_submodule(f"layer{number}")(x)
         return self.embedded(x)
 
-    def check_frontend(self, frontend: LogMelConfig) -> None:
-        """Raise ConfigError unless ``frontend`` is a power spectrum in dB at the filters' sample rate."""
-        wanted = {
-            "bands": "linear",
-            "log": "db",
-            "log_offset": 0.0,
-            "power": 2.0,
-            "sample_rate_hz": self.sample_rate_hz,
-        }
-        wrong = {key: getattr(frontend, key) for key in wanted if getattr(frontend, key) != wanted[key]}
-        if wrong:
-            raise ConfigError(
-                "harmonic_cnn has filters of its own: it hears the power spectrum in dB",
-                expected=", ".join(f"embed.frontend.{key} = {wanted[key]!r}" for key in wrong),
-                got=", ".join(f"{key} = {value!r}" for key, value in wrong.items()),
-                run="ossicle embed with that frontend (embed.more_frontends adds it to a store that is there)",
-            )
+
+def check_spectrum(config: StudentConfig, frontend: LogMelConfig) -> None:
+    """Raise ConfigError unless ``frontend`` is a power spectrum in dB at the filters' sample rate."""
+    own = options.parse(HarmonicOptions, config)
+    wanted: dict[str, object] = {"bands": "linear", "log": "db", "log_offset": 0.0, "power": 2.0}
+    wanted["sample_rate_hz"] = own.sample_rate_hz
+    wrong = {key: getattr(frontend, key) for key in wanted if getattr(frontend, key) != wanted[key]}
+    if wrong:
+        raise ConfigError(
+            "harmonic_cnn has filters of its own: it hears the power spectrum in dB",
+            expected=", ".join(f"embed.frontend.{key} = {wanted[key]!r}" for key in wrong),
+            got=", ".join(f"{key} = {value!r}" for key, value in wrong.items()),
+            run="ossicle embed with that frontend (embed.more_frontends adds it to a store that is there)",
+        )
 
 
+@options.hears(check_spectrum)
 @options.takes(HarmonicOptions)
 def build_harmonic_cnn(config: StudentConfig, mels: int) -> HarmonicCnn:
     """Return the Harmonic CNN (3.6M parameters at width 1) on a spectrum of ``mels`` linear bins."""

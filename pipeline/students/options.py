@@ -15,7 +15,7 @@ from pipeline.options import Options, parse_options
 from pipeline.section import Section
 
 if TYPE_CHECKING:
-    from pipeline.config import StudentConfig
+    from pipeline.config import LogMelConfig, StudentConfig
 
 Builder = TypeVar("Builder", bound=Callable[..., Any])
 
@@ -28,6 +28,23 @@ def takes(kind: type[Section]) -> Callable[[Builder], Builder]:
         return builder
 
     return mark
+
+
+def hears(check: Callable[[StudentConfig, LogMelConfig], None]) -> Callable[[Builder], Builder]:
+    """Mark a builder with what raises ConfigError where its network cannot hear a frontend."""
+
+    def mark(builder: Builder) -> Builder:
+        builder.check_frontend = check  # type: ignore[attr-defined]
+        return builder
+
+    return mark
+
+
+def check_frontend(builder: Callable[..., Any], config: StudentConfig, frontend: LogMelConfig) -> None:
+    """Raise ConfigError where the student that ``config`` names cannot hear ``frontend``; most hear any."""
+    check: Callable[[StudentConfig, LogMelConfig], None] | None = getattr(builder, "check_frontend", None)
+    if check is not None:
+        check(config, frontend)
 
 
 def kind_of(builder: Callable[..., Any]) -> type[Section]:

@@ -13,9 +13,10 @@ from pipeline.config import Recipe
 from pipeline.errors import ConfigError
 from pipeline.run_folder import folder_of
 from pipeline.store.reader import StoreReader
-from pipeline.students import build_student
+from pipeline.students import build_student, students
 from pipeline.students.initial import load_initial
 from pipeline.students.normalised import NormalisedStudent
+from pipeline.students.options import check_frontend
 from pipeline.students.saved import SavedStudent, TeacherCredit, load_student, read_description
 from pipeline.training.normalisation import global_statistics
 from pipeline.training.rows import pieces
@@ -54,8 +55,8 @@ def begin(recipe: Recipe, reader: StoreReader, training: np.ndarray) -> Start:
     taught = credit if config.control == "none" else None
     if config.start_from is not None and config.control != "random":
         return _from_run(recipe, config.start_from, taught)
+    check_frontend(students.get(recipe.student.name), recipe.student, recipe.embed.frontend)
     backbone = build_student(recipe.student, recipe.embed.frontend.mels)
-    backbone.check_frontend(recipe.embed.frontend)
     checkpoint = None
     if config.control != "random":
         checkpoint = load_initial(backbone, recipe.student, recipe.embed.frontend.mels)

@@ -10,15 +10,18 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from pipeline import recipe as recipes
 from pipeline.artifact import file_digest
 from pipeline.config import LogMelConfig, StudentConfig
 from pipeline.errors import ConfigError
 from pipeline.frontends.log_mel import LogMel
-from pipeline.students import build_student
+from pipeline.students import build_student, students
 from pipeline.students.harmonic_cnn import HarmonicCnn, HarmonicFilters, max_pool, note_frequencies
 from pipeline.students.initial import load_initial
 from pipeline.students.normalised import NormalisedStudent
+from pipeline.students.options import check_frontend
 from pipeline.students.short_chunk_cnn import ShortChunkCnnRes
+from stages import preflight
 
 SPECTRUM = LogMelConfig(bands="linear", log="db", log_offset=0.0, log_floor=1e-10, hop_length=256)
 
@@ -116,4 +119,8 @@ def test_unknown_options_and_a_log_mel_before_the_filters_are_refused() -> None:
     with pytest.raises(ConfigError, match="harmonics"):
         build_student(StudentConfig(name="harmonic_cnn", options={"harmonic": 5}), 257)
     with pytest.raises(ConfigError, match="has filters of its own"):
-        build_student(StudentConfig(name="harmonic_cnn", width=0.1), 64).check_frontend(LogMelConfig())
+        check_frontend(students.get("harmonic_cnn"), StudentConfig(name="harmonic_cnn"), LogMelConfig())
+    check_frontend(students.get("cnn4"), StudentConfig(), SPECTRUM)
+    recipe = recipes.overridden(["student.name=harmonic_cnn"])
+    with pytest.raises(ConfigError, match=r"embed.frontend.bands = 'linear'"):
+        preflight.check(recipe, "embed")
