@@ -11,8 +11,11 @@ from torch import nn
 
 from pipeline import artifact
 from pipeline.config import Recipe
+from pipeline.loss_config import BEYOND_TERMS, CLASS_TERMS, EMBEDDING_TERMS
 from pipeline.store.reader import StoreReader
 from pipeline.students.normalised import NormalisedStudent
+from pipeline.training.class_objective import MixedObjective
+from pipeline.training.class_task import class_objective
 from pipeline.training.controls import LabelObjective, label_table
 from pipeline.training.distil_task import distil_objective
 from pipeline.training.validation import HeldOut
@@ -40,12 +43,14 @@ def prepare_task(
     student: NormalisedStudent,
     held_out: HeldOut,
     folder: Path,
+    logits: str | None = None,
 ) -> Task:
     """Return what the recipe's run learns, with its statistics fitted on the training rows.
 
     Args:
         training: mask ``(store rows,)`` of the rows that may be learnt from.
         folder: gets the statistics, or the classes.
+        logits: digest of the logits array, where a term of the loss looks at logits.
     """
     config = recipe.train
     if config.control == "labels":
@@ -54,5 +59,12 @@ def prepare_task(
         artifact.write_json(folder / "classes.json", table.classes)
         objective = LabelObjective(student.embedding_dim, table, config.label_smoothing)
         return Task(objective, rows, {"classes": len(table.classes), "labelled_rows": int(rows.sum())})
-    distil, summary = distil_objective(recipe, reader, training, student.embedding_dim, held_out, folder)
-    return Task(distil, training, summary)
+    classes, summary = None, dict[str, Any]()
+    # First what may stop the run before any work: statistics take a pass over the store.
+    if recipe.loss.uses(*CLASS_TERMS):
+        classes, summary = class_objective(recipe, reader, training, student.embedding_dim, logits, folder)
+        if not recipe.loss.uses(*EMBEDDING_TERMS, *BEYOND_TERMS) and recipe.targets.compression == "none":
+            return Task(classes, training & classes.known, summary)
+    distil, more = distil_objective(recipe, reader, training, student.embedding_dim, held_out, folder)
+    whole = distil if classes is None else MixedObjective(distil, classes)
+    return Task(whole, training, {**summary, **more})
