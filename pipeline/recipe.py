@@ -59,14 +59,55 @@ def load(reference: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         ConfigError: unreadable TOML, an unknown key (near matches named) or an impossible value.
     """
     path = find(reference)
+    table = _read(path, ())
+    table.setdefault("name", path.stem)
+    recipe = parse(_overridden(table, overrides), str(path))
+    expand(recipe)
+    return recipe
+
+
+def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """Return the table of a recipe's file over that of the recipe it ``extends``."""
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
-    table.setdefault("name", path.stem)
-    recipe = _validate(_overridden(table, overrides), str(path))
-    expand(recipe)
-    return recipe
+    base = table.pop("extends", None)
+    if base is None:
+        return table
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: extends names one recipe", expected='extends = "demo"', got=base)
+    beside = path.parent / base
+    found = beside if beside.is_file() else find(base)
+    if found.resolve() in (*above, path.resolve()):
+        raise ConfigError(f"{path}: recipes extend each other in a circle", got=base)
+    under = _read(found, (*above, path.resolve()))
+    under.pop("name", None)
+    return _laid_over(under, table)
+
+
+def _laid_over(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Return both tables as one: tables are joined key by key, all else of ``over`` replaces what was there."""
+    joined = dict(under)
+    for key, value in over.items():
+        below = joined.get(key)
+        joined[key] = (
+            _laid_over(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+        )
+    return joined
+
+
+def parse(table: dict[str, Any], where: str) -> Recipe:
+    """Return the validated recipe of a TOML table; the text ``null`` stands for nothing, which TOML cannot say.
+
+    Args:
+        table: what ``tomllib`` read.
+        where: the file, for messages.
+
+    Raises:
+        ConfigError: an unknown key (near matches named) or an impossible value.
+    """
+    return _validate(_without_nulls(table), where)
 
 
 def overridden(overrides: Iterable[str]) -> Recipe:
@@ -116,6 +157,12 @@ def _parse(text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return None if text in ("null", "none") else text
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items()}
+    return None if isinstance(value, str) and value == "null" else value
 
 
 def _assign(table: dict[str, Any], key: str, value: Any) -> None:

@@ -63,7 +63,7 @@ def predict(
                 raise OssicleError(
                     "fewer training clips than neighbours", expected=settings.neighbours, got=int(train.sum())
                 )
-            model = _model(probe, settings)
+            model = probe_model(probe, settings)
             try:
                 model.fit(features[train], labels[train])
             except ConvergenceWarning as warning:
@@ -94,7 +94,8 @@ def score(
     return scores
 
 
-def _model(probe: str, settings: ProbeSettings) -> KNeighborsClassifier | LogisticRegression:
+def probe_model(probe: str, settings: ProbeSettings) -> KNeighborsClassifier | LogisticRegression:
+    """Return a fresh probe, ``knn`` or ``linear``, with scikit-learn's ``fit`` and ``predict``."""
     if probe == KNN:
         return KNeighborsClassifier(n_neighbors=settings.neighbours, metric="cosine", algorithm="brute")
     regression = LogisticRegression(C=settings.logistic_c, max_iter=_MAX_ITERATIONS)
