@@ -212,6 +212,12 @@ def benchmark_folder(recipe: Recipe) -> Path:
     return root(recipe) / "benchmark" / recipe.name
 
 
+def search_folders(recipe: Recipe) -> list[Path]:
+    """Return the folders of the recipe's budget searches, finished or not; the names end in their digests."""
+    folders = sorted((root(recipe) / "search").glob(f"{recipe.name}-*"))
+    return [folder for folder in folders if folder.name.rpartition("-")[0] == recipe.name]
+
+
 def report_folder(recipe: Recipe) -> Path:
     """Return the folder of the recipe's report."""
     return root(recipe) / "report" / recipe.name

@@ -58,3 +58,14 @@ SPECTROGRAMS = (
     "levels, a texture is synthetic; the teacher heard exactly the same signal."
 )
 DATASETS = "Windows in the store, by dataset."
+SEARCH = (
+    "A budget search ({limits}): {candidates} students trained for {steps} steps from the same store, {refused} "
+    "draws refused before any training for what they would cost. Orange: nothing found is both better and cheaper. "
+    "Crosses: stopped early, at the score they had then. Diamonds: hand-made students trained alike. Dashed: the "
+    "limit. Hypervolume of the set: {hypervolume:.3f} (score times decades of cost). One seed a student: a lead of a "
+    "hundredth or two may be luck."
+)
+SEARCH_TABLE = (
+    "The Pareto set, the cheapest first, and the hand-made students below it. Beats: hand-made students that a member "
+    "is no worse than in score and cost, and better in one. Each member is a recipe in the search's folder."
+)

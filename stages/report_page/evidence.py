@@ -76,6 +76,7 @@ class Evidence:
     samples: list[Sample] = field(default_factory=list)
     datasets: list[dict[str, Any]] = field(default_factory=list)
     teacher_licence: str = ""
+    searches: list[dict[str, Any]] = field(default_factory=list)
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 
@@ -94,6 +95,7 @@ def gather(recipe: Recipe) -> Evidence:
     _scores(evidence)
     _benchmark(evidence)
     _samples(evidence)
+    _searches(evidence)
     return evidence
 
 
@@ -222,6 +224,15 @@ def _varied(rows: Any) -> list[int]:
     while any(queues) and len(chosen) < SAMPLES_SHOWN:
         chosen += [queue.pop(0) for queue in queues if queue]
     return chosen[:SAMPLES_SHOWN]
+
+
+def _searches(evidence: Evidence) -> None:
+    """Read the recipe's finished budget searches, each of another space or other limits, the newest first."""
+    folders = locations.search_folders(evidence.recipe)
+    found = [artifact.read(folder) for folder in folders if artifact.is_finished(folder)]
+    for record in sorted(found, key=lambda one: str(one.provenance.get("finished_at", "")), reverse=True):
+        evidence.artifacts[f"search {record.folder.name}"] = record
+        evidence.searches.append(_json(record.folder / "search.json"))
 
 
 def _finished(evidence: Evidence, kind: str, folder: Path) -> Artifact | None:

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from pipeline.artifact import Artifact
-from stages.report_page import benchmark_rows, captions, figures, tables
+from stages.report_page import benchmark_rows, captions, figures, search_figure, tables
 from stages.report_page.evidence import Evidence
 from stages.report_page.headline import headline, subline
 from stages.report_page.svg import as_svg
@@ -83,7 +83,7 @@ def render(evidence: Evidence, made_at: str) -> str:
 
 
 def _sections(evidence: Evidence) -> list[Section]:
-    makers = (_scores, _cost, _maps, _training, _int8, _sound, _unmeasured)
+    makers = (_scores, _cost, _maps, _training, _search, _int8, _sound, _unmeasured)
     return [section for maker in makers if (section := maker(evidence)) is not None]
 
 
@@ -181,6 +181,19 @@ def _training(evidence: Evidence) -> Section:
         captions.TRAINING,
     )
     return section
+
+
+def _search(evidence: Evidence) -> Section | None:
+    section = Section("search", "What a search found")
+    for record in evidence.searches:
+        limits = ", ".join(f"{name} at most {limit:,.0f}" for name, limit in record["limits"].items())
+        words = {
+            "candidates": len(record["candidates"]), "refused": record["refused"], "steps": record["steps"],
+            "limits": limits or "no limit", "hypervolume": record["hypervolume"],
+        }  # fmt: skip
+        section.figure(search_figure.search_figure(record), captions.SEARCH.format(**words), "narrow")
+        section.table(search_figure.search_table(record), captions.SEARCH_TABLE)
+    return section if section.parts else None
 
 
 def _int8(evidence: Evidence) -> Section | None:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from stages.report_page import svg
 from stages.report_page.palette import COLOURS, GRID, INK, LABELS, RANDOM, STUDENT, TEACHER
+from stages.report_page.tables import ABSENT, Cell, Table
 
 COST_TITLES = {
     "macs": "MACs of one window", "parameters": "parameters", "flash_kb": "file, KB", "ram_kb": "peak activations, KB",
@@ -96,3 +97,22 @@ def _name(axis: Axes, point: dict[str, Any], cost: str, below: bool = False) -> 
         fontsize=6.5,
         alpha=0.85,
     )
+
+
+def search_table(record: dict[str, Any]) -> Table:
+    """Return the Pareto set, the cheapest first, and the hand-made students."""
+    first, members = record["costs"][0], [point for point in record["candidates"] if point["member"]]
+    members.sort(key=lambda point: (point["costs"][first], point["name"]))
+    names = list(members[0]["costs"])
+    rows = []
+    for point in [*members, *record["references"]]:
+        beats = [ref["name"] for ref in record["references"] if point["trial"] in ref["beaten_by"]]
+        rows.append([
+            Cell(point["student"] if point["member"] else point["name"], number=False,
+                 colour=COLOURS[STUDENT if point["member"] else LABELS]),
+            Cell(f"{point['width']:.3g}"), Cell(f"{point['score']:.3f}"),
+            *(Cell(f"{point['costs'][name]:,.0f}") for name in names),
+            Cell(", ".join(beats) or ABSENT, number=False),
+        ])  # fmt: skip
+    titles = [COST_TITLES.get(name, name) for name in names]
+    return Table(["student", "width", record["metric"].replace("_", " "), *titles, "beats"], rows)
