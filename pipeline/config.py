@@ -18,6 +18,7 @@ from pipeline.data_config import SamplingConfig as SamplingConfig
 from pipeline.finetune_config import FinetuneConfig as FinetuneConfig
 from pipeline.input_config import Input
 from pipeline.log_mel_config import LogMelConfig as LogMelConfig
+from pipeline.loss_config import CLASS_TERMS
 from pipeline.loss_config import LossConfig as LossConfig
 from pipeline.relations_config import RelationsConfig as RelationsConfig
 from pipeline.search_config import SearchConfig as SearchConfig
@@ -224,6 +225,16 @@ class Recipe(Section):
     )
     headline: str | None = Field(None, description="the run that README and the report put first")
     jobs: int = Field(0, ge=0, description="runs trained at the same time; 0 = one a core")
+
+    @model_validator(mode="after")
+    def _labels_have_no_mean(self) -> Recipe:
+        by_label = self.train.control == "labels" or self.loss.uses(*CLASS_TERMS)
+        if self.augment.mixup_alpha and self.augment.mixup_target == "embedding" and by_label:
+            raise ValueError(
+                "augment.mixup_target = 'embedding' mixes teacher embeddings and leaves labels and logits whole: "
+                "--set augment.mixup_target=loss"
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod

@@ -20,6 +20,11 @@ class ClipBatch:
     spectrogram: Tensor
     embedding: Tensor
 
+    @property
+    def target_index(self) -> Tensor:
+        """The rows whose labels are the targets: those that are heard."""
+        return self.index
+
 
 class ClipLoader:
     """Every epoch all rows once in a new order, the incomplete last batch left out.

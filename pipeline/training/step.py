@@ -30,6 +30,8 @@ class Batch(Protocol):
     def spectrogram(self) -> Tensor | None: ...
     @property
     def embedding(self) -> Tensor | None: ...
+    @property
+    def target_index(self) -> Tensor: ...
 
 
 Augment = BatchAugmentation | Callable[[Tensor, torch.Generator], Tensor]
@@ -108,7 +110,7 @@ def _given(state: TrainingState, batch: Batch, augment: Augment) -> Given:
     assert batch.embedding is not None
     device, group = state.device, state.group
     log_mel = batch.spectrogram.to(device, torch.float32)
-    index, teacher = batch.index.to(device), batch.embedding.to(device)
+    index, teacher = batch.target_index.to(device), batch.embedding.to(device)
     spread = not group.is_alone and state.config.rank_rows == "span"
     mix: Mix | None = None
     if isinstance(augment, BatchAugmentation):
