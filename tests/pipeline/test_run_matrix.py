@@ -1,4 +1,4 @@
-"""Axes of a recipe become runs: their product, written out here by hand."""
+"""Axes of a recipe become runs, a recipe extends another: what comes of it, written out here by hand."""
 
 from __future__ import annotations
 
@@ -55,5 +55,25 @@ def test_every_choice_meets_every_other(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_crossed_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        loaded(tmp_path, text)
+
+
+def test_a_recipe_lies_over_the_one_it_extends(tmp_path: Path) -> None:
+    (tmp_path / "under.toml").write_text(
+        'name = "under"\n[train]\nsteps = 7\nbatch_size = 3\n[evaluate]\ntasks = ["a"]\n[runs.one]\nseeds = [1, 2]'
+    )
+    (tmp_path / "middle.toml").write_text('extends = "under.toml"\n[runs.two]')
+    recipe = loaded(tmp_path, 'extends = "middle.toml"\n[train]\nsteps = 9\n[evaluate]\ntasks = ["b", "c"]')
+    assert (recipe.name, recipe.train.steps, recipe.train.batch_size) == ("axes", 9, 3)
+    assert recipe.evaluate.tasks == ("b", "c")
+    assert [run.label for run in recipes.expand(recipe)] == ["one-seed1", "one-seed2", "two-seed0"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [('extends = "axes.toml"', "circle"), ('extends = "dmeo"', "demo"), ("extends = 3", "names one recipe")],
+)
+def test_what_cannot_be_extended_is_refused(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         loaded(tmp_path, text)
