@@ -32,6 +32,7 @@ from pipeline.store.location import Place, is_url
 from pipeline.store.reader import StoreReader
 from pipeline.students.normalised import NormalisedStudent
 from pipeline.students.saved import save_student
+from pipeline.training.class_scores import scored_into
 from pipeline.training.collapse import warn_if_collapsed
 from pipeline.training.distributed import Group
 from pipeline.training.loop import Progress, fit, recalibrate_average, validated
@@ -191,7 +192,7 @@ def _train(
             expected="rows of split validation", got=0,
             run="--set train.early_stopping=0, or manifest.validation_share above 0",
         )  # fmt: skip
-    task = prepare_task(recipe, reader, training, student, held_out, folder)
+    task = prepare_task(recipe, reader, training, student, held_out, folder, job.inputs.get("logits"))
     state = TrainingState(student, task.objective, config, job.work, group)
     check = partial(_check, state, held_out)
     loader = loader_of(recipe, reader, task.rows, group)
@@ -214,6 +215,10 @@ def _train(
     }
     if state.skipped:
         summary["skipped_batches"] = state.skipped
+    if group.is_first:
+        summary |= scored_into(
+            folder, job.run.label, kept["student"], kept["objective"], reader, config, state.device, state.dtype
+        )  # fmt: skip
     return cast(NormalisedStudent, kept["student"]), summary
 
 
