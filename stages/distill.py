@@ -35,6 +35,7 @@ from pipeline.training.pool import Outcome, limit_of, train_all
 from stages import locations
 
 LINE_SECONDS = 15.0
+SCORES = ("accuracy", "teacher_accuracy", "mean_average_precision")
 
 
 def run(recipe: Recipe, *, console: Console, only: tuple[str, ...] = ()) -> Path:
@@ -213,7 +214,7 @@ class _Display:
 
     def _start(self, job: Job) -> None:
         label, train = job.run.label, job.run.recipe.train
-        steps = 0 if train.control == "random" else train.steps
+        steps = 0 if train.control in ("random", "teacher_lr") else train.steps
         self._tasks[label] = self._bars.add_task(label.ljust(self._width), total=steps, figures="preparing")
         self._spoke[label] = time.monotonic()
         if not self._console.is_terminal:
@@ -242,7 +243,10 @@ class _Display:
 
 
 def _table(jobs: list[Job], outcomes: dict[str, Outcome]) -> Table:
-    table = Table("run", "steps", "validation loss", "neighbour overlap", "effective rank", "folder")
+    # Of runs with a classifier: what it answers for held-out clips.
+    scores = [name for name in SCORES if any(name in outcome.summary for outcome in outcomes.values())]
+    titles = (name.replace("_", " ") for name in scores)
+    table = Table("run", "steps", "validation loss", "neighbour overlap", "effective rank", *titles, "folder")
     for job in jobs:
         outcome = outcomes[job.run.label]
         summary = outcome.summary
@@ -253,6 +257,7 @@ def _table(jobs: list[Job], outcomes: dict[str, Outcome]) -> Table:
             _figure(summary, "validation_loss", ".4f"),
             _figure(summary, "validation_neighbour_overlap", ".3f"),
             f"{rank} collapsed" if summary.get("collapsed") else rank,
+            *(_figure(summary, name, ".3f") for name in scores),
             str(job.folder),
         )
     return table
