@@ -87,10 +87,16 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _laid_over(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Return both tables as one: tables are joined key by key, all else of ``over`` replaces what was there."""
+    """Return both tables as one: tables are joined key by key, all else of ``over`` replaces what was there.
+
+    The text ``null`` in the place of a table leaves it out.
+    """
     joined = dict(under)
     for key, value in over.items():
         below = joined.get(key)
+        if value == "null" and isinstance(below, dict):
+            del joined[key]
+            continue
         joined[key] = (
             _laid_over(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
         )

@@ -70,6 +70,12 @@ def test_a_recipe_lies_over_the_one_it_extends(tmp_path: Path) -> None:
     assert [run.label for run in recipes.expand(recipe)] == ["one-seed1", "one-seed2", "two-seed0"]
 
 
+def test_null_leaves_a_table_out(tmp_path: Path) -> None:
+    (tmp_path / "under.toml").write_text("[train]\nsteps = 7\n[runs.one]\n[runs.two]")
+    recipe = loaded(tmp_path, 'extends = "under.toml"\nruns = "null"\ntrain = "null"')
+    assert (recipe.train.steps, dict(recipe.runs)) == (2_000, {})
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [('extends = "axes.toml"', "circle"), ('extends = "dmeo"', "demo"), ("extends = 3", "names one recipe")],
