@@ -124,9 +124,10 @@ class ClassObjective(nn.Module):
         labels = None if self.labels is None else self.labels(index)
         own = made[self.label_head] if labels is not None else None
         student = made.get("teacher", own)
+        codes = labels if labels is not None and labels.ndim == 1 else None
         total: Tensor
         total, terms = self.loss(
-            student, None if self.logits is None else self.logits(index), labels, own, labels
+            student, None if self.logits is None else self.logits(index), codes, own, labels
         )
         return total, terms
 
