@@ -22,8 +22,10 @@ INCIDENTAL_KEYS = frozenset({"device", "threads", "compile", "tensorboard", "mlf
 class TrainConfig(Section):
     """Stage 2."""
 
-    control: Literal["none", "random", "labels"] = Field(
-        "none", description="random = left at initialisation; labels = the same student on labels alone"
+    control: Literal["none", "random", "labels", "teacher_lr"] = Field(
+        "none",
+        description="random = left at initialisation; labels = the same student on labels alone; teacher_lr = no "
+        "student, a logistic regression on the teacher's embeddings",
     )
     label_column: str | None = Field(None, description="clips.parquet column the labels control learns")
     label_kind: Literal["cross_entropy", "bce"] = Field(

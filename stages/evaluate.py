@@ -142,7 +142,8 @@ def _comparison(recipe: Recipe, model: str | None, console: Console) -> Comparis
 
 
 def _add_runs(recipe: Recipe, comparison: Comparison, console: Console) -> None:
-    runs = recipes.expand(recipe)
+    # A regression on the teacher's embeddings has no student to score; the teacher has rows of its own.
+    runs = [run for run in recipes.expand(recipe) if run.recipe.train.control != "teacher_lr"]
     trained = [run for run in runs if artifact.is_finished(locations.run_folder(run))]
     if not trained:
         raise MissingArtifactError(

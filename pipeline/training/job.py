@@ -43,6 +43,7 @@ from pipeline.training.rows import usable
 from pipeline.training.start import begin
 from pipeline.training.state import TrainingState
 from pipeline.training.task import prepare_task
+from pipeline.training.teacher_lr import teacher_logistic_regression
 from pipeline.training.validation import STRUCTURE_ROWS, HeldOut, read_held_out, validate
 
 log = logging.getLogger(__name__)
@@ -137,6 +138,12 @@ def _run(
             expected="status ok and split train", got=f"{len(reader.rows)} rows",
             run=f"ossicle store inspect {recipe.name}",
         )  # fmt: skip
+    if recipe.train.control == "teacher_lr":
+        if group.is_first:
+            figures = {"control": "teacher_lr", **teacher_logistic_regression(recipe, reader, training, folder)}
+            artifact.finish(folder, kind="run", config=job.config, inputs=job.inputs, summary=figures)
+        group.wait()
+        return artifact.read(job.folder)
     start = begin(recipe, reader, training)
     student = start.student
     held_out = read_held_out(reader, recipe.train)

@@ -158,6 +158,11 @@ def structure_table(evidence: Evidence) -> Table | None:
     return Table(headings, rows, groups, emphasised)
 
 
+CONTROLS = {
+    "none": "distilled", "random": "untrained", "labels": "labels alone", "teacher_lr": "regression on the teacher",
+}  # fmt: skip
+
+
 def training_table(evidence: Evidence) -> Table | None:
     """Return what each training run ended with."""
     rows = []
@@ -165,8 +170,8 @@ def training_table(evidence: Evidence) -> Table | None:
         summary = run.record.summary
         rows.append([
             Cell(run.label, number=False),
-            Cell({"none": "distilled", "random": "untrained", "labels": "labels alone"}[run.control], number=False),
-            Cell(run.run.recipe.student.name, number=False),
+            Cell(CONTROLS[run.control], number=False),
+            Cell(ABSENT if run.control == "teacher_lr" else run.run.recipe.student.name, number=False),
             Cell(_plain(summary.get("steps"), 0)),
             Cell(_plain(summary.get("validation_loss"), 3)),
             Cell(_plain(summary.get("validation_neighbour_overlap"), 3)),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,7 +15,9 @@ from pipeline.losses.cosine_wise import cosine_wise
 from pipeline.losses.distance_wise import distance_wise
 from pipeline.losses.feature_wise import feature_wise
 from pipeline.training.compression import Compression
+from pipeline.training.neighbours import neighbour_overlap
 from pipeline.training.objective import DistilObjective
+from pipeline.training.relation_table import relation_table
 from pipeline.training.relations import Relations
 from pipeline.training.targets import TargetTransform
 
@@ -170,3 +174,34 @@ def test_validation_counts_no_label_loss_of_the_teacher() -> None:
         total, terms = made(draw(0, BATCH, DIM), INDEX, draw(1, BATCH, 10))
     torch.testing.assert_close(total, terms["feature"])
     assert terms["compression_labels"] > 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"loss": {"anchor": 1.0}}, {"loss": {"neighbour": 1.0}}, {"loss": {"distance": 1.0}}],
+    ids=["anchors", "neighbours", "memory"],
+)
+def test_relations_beyond_the_batch_alone_teach_who_is_near_whom(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    """A linear student of noisy rows, in batches of 8 of 240 rows, ends nearer to the teacher's neighbourhoods."""
+    latent = draw(0, 240, 6)
+    teacher = latent @ draw(1, 6, 10) + 0.05 * draw(2, 240, 10)
+    heard = torch.cat([latent, 2.0 * draw(3, 240, 18)], dim=1)
+    config = RelationsConfig(queue_rows=64, anchors=24, neighbours=8)
+    loss = LossConfig(**NOTHING, **changes["loss"])
+    table = relation_table(
+        tmp_path, lambda: iter([teacher.numpy()]), np.ones(240, dtype=bool), config, {}, anchors=True,
+        neighbours=True,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    made = DistilObjective(8, transform((10,)), loss, relations=Relations(loss, config, 8, 10, table)).train()
+    student = nn.Linear(24, 8)
+    before = neighbour_overlap(student(heard), teacher)
+    optimiser = torch.optim.Adam(student.parameters(), lr=0.02)
+    for step in range(240):
+        rows = torch.randperm(240, generator=torch.Generator().manual_seed(step))[:8]
+        optimiser.zero_grad()
+        made(student(heard[rows]), rows, teacher[rows])[0].backward()
+        optimiser.step()
+    assert neighbour_overlap(student(heard), teacher) > before + 0.15
