@@ -11,7 +11,8 @@ import torch
 from pipeline import recipe as recipes
 from pipeline.config import LogMelConfig, Recipe, StudentConfig
 from pipeline.students.base import Student
-from pipeline.students.registry import build_student
+from pipeline.students.options import check_frontend
+from pipeline.students.registry import build_student, students
 from pipeline.teachers.registry import teachers
 
 NAMES = sorted(path.stem for path in recipes.SHIPPED.glob("*.toml"))
@@ -44,6 +45,7 @@ def test_names_what_exists(name: str) -> None:
             json.dumps(run.recipe.student.model_dump(mode="json"), sort_keys=True), bands(frontend)
         )
         assert student.embedding_dim > 0
+        check_frontend(students.get(run.recipe.student.name), run.recipe.student, frontend)
         wanted = {given.split(":")[0] for given in run.recipe.targets.teachers}
         wanted |= {run.recipe.loss.logits} if run.recipe.loss.logits else set()
         assert wanted <= embedded(recipe), f"{run.label} learns from what the recipe does not embed"
