@@ -18,9 +18,8 @@ from pipeline.search.cost import AT_ONCE, COSTS, Budget, CostMeter
 from pipeline.search.halving import goes_on, rung_steps
 from pipeline.search.metric import Metric
 from pipeline.search.space import Space, applied
-from pipeline.search.study import SharedStudy
+from pipeline.search.study import Pruned, SharedStudy
 from pipeline.search.sweep import Report, follow_twin, one_line, timed
-from pipeline.search.trainer import Pruned
 from pipeline.training.job import Job
 
 if TYPE_CHECKING:

@@ -9,8 +9,7 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.search.liveness import BEAT_SECONDS
-from pipeline.search.study import SharedStudy
-from pipeline.search.trainer import Interrupted
+from pipeline.search.study import Interrupted, SharedStudy
 
 if TYPE_CHECKING:
     from optuna.trial import Trial

@@ -43,6 +43,18 @@ REFUSALS_A_TRIAL = 60
 log = logging.getLogger(__name__)
 
 
+class Pruned(Exception):  # noqa: N818 - an outcome, not an error
+    """Stopped for being hopeless, after the validation of ``step``; its checkpoint is written."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        super().__init__(f"pruned at step {step}")
+
+
+class Interrupted(Exception):  # noqa: N818 - an outcome, not an error
+    """Asked to stop; the checkpoint is written."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How values are drawn: see ``SweepConfig`` and ``SearchConfig``."""

@@ -13,8 +13,8 @@ from pipeline.errors import OssicleError, TrainingError
 from pipeline.search import study as studies
 from pipeline.search.metric import Metric
 from pipeline.search.space import Space, applied
-from pipeline.search.study import SharedStudy
-from pipeline.search.trainer import Interrupted, Pruned, train
+from pipeline.search.study import Interrupted, Pruned, SharedStudy
+from pipeline.search.trainer import train
 from pipeline.training.job import Job
 
 if TYPE_CHECKING:

@@ -8,23 +8,12 @@ from typing import Any
 
 from pipeline import artifact
 from pipeline.errors import TrainingError
+from pipeline.search.study import Interrupted, Pruned
 from pipeline.training.job import Job
 from pipeline.training.metrics import read_metrics
 from pipeline.training.pool import Outcome, train_all
 
 Watch = Callable[[int, dict[str, Any]], bool]
-
-
-class Pruned(Exception):  # noqa: N818 - an outcome, not an error
-    """Stopped for being hopeless, after the validation of ``step``; its checkpoint is written."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-        super().__init__(f"pruned at step {step}")
-
-
-class Interrupted(Exception):  # noqa: N818 - an outcome, not an error
-    """Asked to stop; the checkpoint is written."""
 
 
 def train(
