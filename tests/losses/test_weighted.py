@@ -8,10 +8,15 @@ import torch
 from pipeline.config import LossConfig
 from pipeline.errors import ConfigError
 from pipeline.losses.angle_wise import angle_wise
+from pipeline.losses.contrastive import contrastive
 from pipeline.losses.cosine_wise import cosine_wise
+from pipeline.losses.distance_correlation import distance_correlation
 from pipeline.losses.distance_wise import distance_wise
 from pipeline.losses.feature_wise import feature_wise
+from pipeline.losses.kernel_alignment import kernel_alignment
+from pipeline.losses.similarity_preserving import similarity_preserving
 from pipeline.losses.weighted import WeightedLoss
+from pipeline.losses.weighted_classes import WeightedClassLoss
 from tests.losses.test_laws import draw
 
 EMBEDDING, PROJECTION, TARGET = draw(0, 12, 6), draw(1, 12, 9), draw(2, 12, 9)
@@ -31,6 +36,34 @@ def test_total_is_the_weighted_sum_and_terms_are_unweighted() -> None:
     assert {name: term.item() for name, term in terms.items()} == {n: v.item() for n, v in want.items()}
     by_hand = 0.5 * want["distance"] + 2 * want["angle"] + 3 * want["cosine"] + 0.25 * want["feature"]
     assert total.item() == pytest.approx(by_hand.item(), rel=1e-6)
+
+
+def test_every_term_is_the_loss_of_its_name() -> None:
+    config = LossConfig(
+        feature=0, distance_correlation=1, distance_correlation_kind="scale_free", similarity=2, kernel=3,
+        kernel_kind="rbf", kernel_bandwidth=0.5, kernel_unbiased=True, contrastive=4,
+        contrastive_kind="cluster_aware", contrastive_temperature=0.2, contrastive_masked="excluded",
+    )  # fmt: skip
+    clusters = torch.arange(12) % 4
+    total, terms = WeightedLoss(config)(EMBEDDING, PROJECTION, TARGET, clusters=clusters)
+    want = {
+        "distance_correlation": distance_correlation(EMBEDDING, TARGET, "scale_free"),
+        "similarity": similarity_preserving(EMBEDDING, TARGET),
+        "kernel": kernel_alignment(EMBEDDING, TARGET, "rbf", 0.5, unbiased=True),
+        "contrastive": contrastive(PROJECTION, TARGET, "cluster_aware", 0.2, clusters, "excluded"),
+    }
+    assert {name: term.item() for name, term in terms.items()} == {n: v.item() for n, v in want.items()}
+    by_hand = sum(weight * value for weight, value in zip((1, 2, 3, 4), want.values(), strict=True))
+    assert total.item() == pytest.approx(float(by_hand), rel=1e-6)
+
+
+def test_a_loss_of_classes_alone_has_nothing_to_do_with_embeddings() -> None:
+    with pytest.raises(ConfigError, match="no term of the loss looks at the embedding"):
+        WeightedLoss(LossConfig(feature=0, labels=1))(EMBEDDING, None, TARGET)
+    with pytest.raises(ConfigError, match="no term of the loss looks at classes"):
+        WeightedClassLoss(LossConfig(feature=1))()
+    with pytest.raises(ConfigError, match="not given what it compares"):
+        WeightedClassLoss(LossConfig(feature=0, tags=1))(EMBEDDING)
 
 
 def test_a_term_of_weight_zero_is_not_reported() -> None:
