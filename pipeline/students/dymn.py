@@ -88,6 +88,8 @@ class DynamicConv(nn.Module):
                 return torch.bmm(matrices, flat).reshape(batch, outputs, mels, frames)
             out = torch.baddbmm(self.bias[None, :, None], matrices, flat)
             return out.reshape(batch, outputs, mels, frames)
+        if torch.compiler.is_exporting():
+            return self._mixed_maps(x, mixture)
         bias = None if self.bias is None else self.bias.repeat(batch)
         out = F.conv2d(
             x.reshape(1, batch * outputs, mels, frames),
@@ -95,6 +97,17 @@ class DynamicConv(nn.Module):
             bias, self.stride, kernel // 2, groups=batch * outputs,
         )  # fmt: skip
         return out.reshape(batch, outputs, out.shape[2], out.shape[3])
+
+    def _mixed_maps(
+        self, x: Float[Tensor, "batch inputs mels frames"], mixture: Float[Tensor, "batch kernels"]
+    ) -> Tensor:
+        """Return the same by mixing the maps of all four kernels: an ONNX file's groups cannot follow the batch."""
+        outputs, inputs, kernel, _ = self.shape
+        kernels = self.weight.reshape(KERNELS, outputs, inputs, kernel, kernel).transpose(0, 1)
+        maps = F.conv2d(x, kernels.flatten(0, 1), None, self.stride, kernel // 2, groups=self.groups)
+        maps = maps.reshape(x.shape[0], outputs, KERNELS, maps.shape[2], maps.shape[3])
+        out: Tensor = (maps * mixture[:, None, :, None, None]).sum(dim=2)
+        return out if self.bias is None else out + self.bias[:, None, None]
 
     @torch.no_grad()
     def fold(self, norm: nn.BatchNorm2d) -> None:
@@ -157,12 +170,12 @@ class ContextGenerator(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch inputs mels frames"]) -> tuple[Tensor, Tensor, Tensor]:
         """Return context (batch, context, 1, 1), (batch, hidden, mels2, 1) and (batch, hidden, 1, frames2)."""
-        mels, frames = x.shape[2], x.shape[3]
+        mels = x.shape[2]
         over_mel, over_time = x.mean(dim=3, keepdim=True), x.mean(dim=2, keepdim=True).transpose(2, 3)
         joint = torch.cat([over_mel, over_time], dim=2)
         joint = F.hardswish(self.joint_norm(self.joint_conv(joint)))
         context = joint.mean(dim=2, keepdim=True)
-        over_mel, over_time = joint.split([mels, frames], dim=2)
+        over_mel, over_time = joint[:, :, :mels], joint[:, :, mels:]
         if self.stride > 1:
             pool, step, edge = (3, 1), (self.stride, 1), (1, 0)
             over_mel, over_time = (F.avg_pool2d(s, pool, step, edge) for s in (over_mel, over_time))
