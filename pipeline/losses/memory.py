@@ -45,14 +45,19 @@ class Memory:
         """
         if not len(self):
             return rows, targets
-        if (rows.shape[1], targets.shape[1]) != (self.rows.shape[1], self.targets.shape[1]):
-            raise ConfigError(
-                "remembered rows and the batch have other widths",
-                expected=(self.rows.shape[1], self.targets.shape[1]), got=(rows.shape[1], targets.shape[1]),
-            )  # fmt: skip
+        self.require_widths(rows, targets)
         factor = (len(rows) + len(self)) / len(rows)
         scaled = rows.detach() + factor * (rows - rows.detach())
         return (
             torch.cat([scaled, self.rows.detach().to(rows.dtype)]),
             torch.cat([targets, self.targets.detach().to(targets.dtype)]),
         )
+
+    def require_widths(self, rows: Tensor, targets: Tensor) -> None:
+        """Raise ConfigError unless ``rows`` and ``targets`` are as wide as what is remembered."""
+        if (rows.shape[1], targets.shape[1]) != (self.rows.shape[1], self.targets.shape[1]):
+            raise ConfigError(
+                "remembered rows and the batch have other widths",
+                expected=(self.rows.shape[1], self.targets.shape[1]),
+                got=(rows.shape[1], targets.shape[1]),
+            )

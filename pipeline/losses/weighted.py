@@ -13,6 +13,7 @@ from pipeline.errors import ConfigError
 from pipeline.loss_config import EMBEDDING_TERMS, RELATIONAL_TERMS
 from pipeline.losses.angle_sampled import sampled_angle_wise
 from pipeline.losses.angle_wise import angle_wise
+from pipeline.losses.beside_memory import cosine_beside, distance_beside
 from pipeline.losses.contrastive import contrastive
 from pipeline.losses.cosine_wise import cosine_wise
 from pipeline.losses.distance_correlation import distance_correlation
@@ -83,15 +84,9 @@ class WeightedLoss(Scheduled):
             )
         terms: dict[str, Tensor] = {}
         related = projection if config.relational_on == "projection" else embedding
-        related_target = target
-        if related is not None and memory is not None:
-            related, related_target = memory.extended(related, target)
         if related is not None:
-            terms = {
-                name: term(related, related_target)
-                for name, term in self._relational().items()
-                if config.uses(name)
-            }
+            losses = self._relational() if memory is None else self._beside(memory)
+            terms = {name: term(related, target) for name, term in losses.items() if config.uses(name)}
         if projection is not None and config.uses("feature"):
             terms["feature"] = feature_wise(projection, target, config.feature_kind)
         if projection is not None and config.uses("contrastive"):
@@ -119,6 +114,19 @@ class WeightedLoss(Scheduled):
             "kernel": lambda ours, theirs: kernel_alignment(
                 ours, theirs, config.kernel_kind, config.kernel_bandwidth, config.kernel_unbiased
             ),
+        }
+
+    def _beside(self, memory: Memory) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+        """Return the relational losses of a batch among remembered rows."""
+        config = self.config
+
+        def among(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+            return lambda ours, theirs: loss(*memory.extended(ours, theirs))
+
+        return {
+            **{name: among(loss) for name, loss in self._relational().items()},
+            "distance": lambda ours, theirs: distance_beside(ours, theirs, memory),
+            "cosine": lambda ours, theirs: cosine_beside(ours, theirs, memory, config.cosine_kind),
         }
 
     def _angle(self, ours: Tensor, theirs: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,11 +13,13 @@ from torch import Tensor
 
 from pipeline.errors import ConfigError
 from pipeline.losses.anchor_wise import anchor_wise
+from pipeline.losses.beside_memory import cosine_beside, distance_beside
 from pipeline.losses.cosine_wise import cosine_wise
 from pipeline.losses.distance_wise import distance_wise
 from pipeline.losses.memory import Memory
 from pipeline.losses.neighbour_wise import neighbour_wise
 
+Loss = Callable[[Tensor, Tensor, Memory], Tensor]
 seeds = st.integers(0, 2**31 - 1)
 laws = settings(max_examples=15, deadline=None)
 
@@ -55,6 +59,83 @@ def test_values_with_memory_are_those_of_one_larger_batch(seed: int, remembered:
     wanted = gradient(distance_wise(whole, targets), student) * (7 + remembered) / 7
     torch.testing.assert_close(gradient(value, student), wanted)
     assert older.grad is None
+
+
+@laws
+@given(seeds, st.integers(2, 9), st.integers(1, 20), st.sampled_from(["mse", "smooth_l1", "l1"]))
+def test_cosine_beside_has_the_gradient_of_the_whole_matrix(
+    seed: int, batch: int, remembered: int, kind: str
+) -> None:
+    student, teacher = draw(seed, batch, 5).requires_grad_(), draw(seed + 1, batch, 8)
+    memory = Memory(draw(seed + 2, remembered, 5), draw(seed + 3, remembered, 8))
+    whole = cosine_wise(*memory.extended(student, teacher), kind)
+    beside = cosine_beside(student, teacher, memory, kind)
+    torch.testing.assert_close(gradient(beside, student), gradient(whole, student), rtol=1e-6, atol=1e-12)
+    unit, past = (torch.nn.functional.normalize(x.detach(), dim=1) for x in (student, memory.rows))
+    of_teacher, of_past = (torch.nn.functional.normalize(x, dim=1) for x in (teacher, memory.targets))
+    difference = unit @ torch.cat([unit, past]).T - of_teacher @ torch.cat([of_teacher, of_past]).T
+    literal = {
+        "mse": difference.square().mean(), "l1": difference.abs().mean(),
+        "smooth_l1": torch.where(difference.abs() < 1, difference.square() / 2, difference.abs() - 0.5).mean(),
+    }[kind]  # fmt: skip
+    torch.testing.assert_close(beside.detach(), literal)
+
+
+@laws
+@given(seeds, st.integers(2, 9), st.integers(1, 20))
+def test_distance_beside_is_its_formula(seed: int, batch: int, remembered: int) -> None:
+    student, teacher = draw(seed, batch, 5).requires_grad_(), draw(seed + 1, batch, 8)
+    memory = Memory(draw(seed + 2, remembered, 5), draw(seed + 3, remembered, 8))
+
+    def relative(rows: list[Tensor], others: Tensor) -> Tensor:
+        # Pairs that stand for two have twice the gradient: the row counts twice, less once its value.
+        own = [[torch.dist(a, b) if a is not b else a.sum() * 0 for b in rows] for a in rows]
+        past = [[torch.dist(2 * a - a.detach(), b) for b in others] for a in rows]
+        whole = torch.stack([torch.stack(near + far) for near, far in zip(own, past, strict=True)])
+        return whole / (whole.sum() / (whole.numel() - len(rows)))
+
+    # The rows one by one, so that each is the same tensor in both loops.
+    leaves = [row.clone().requires_grad_() for row in student.detach()]
+    literal = torch.nn.functional.smooth_l1_loss(
+        relative(leaves, memory.rows), relative(list(teacher), memory.targets)
+    )
+    value = distance_beside(student, teacher, memory)
+    torch.testing.assert_close(value, literal)
+    wanted = torch.stack(torch.autograd.grad(literal, leaves))
+    torch.testing.assert_close(gradient(value, student), wanted, rtol=1e-5, atol=1e-9)
+
+
+@laws
+@given(seeds, st.floats(0.01, 100))
+def test_beside_memory_sees_no_shift_rotation_or_scale(seed: int, scale: float) -> None:
+    student, teacher = draw(seed, 5, 4), draw(seed + 1, 5, 6)
+    memory = Memory(draw(seed + 2, 7, 4), draw(seed + 3, 7, 6))
+    rotation, shift = torch.linalg.qr(draw(seed + 4, 4, 4))[0], draw(seed + 5, 1, 4)
+    turned = Memory(scale * memory.rows @ rotation, memory.targets)
+    moved = Memory(turned.rows + shift, memory.targets)
+    turned_student = scale * student @ rotation
+    torch.testing.assert_close(
+        distance_beside(turned_student + shift, teacher, moved), distance_beside(student, teacher, memory)
+    )
+    torch.testing.assert_close(
+        cosine_beside(turned_student, teacher, turned), cosine_beside(student, teacher, memory)
+    )
+    same = Memory(memory.targets * scale, memory.targets)
+    for loss in (distance_beside, cosine_beside):
+        zero = loss(teacher * scale, teacher, same)
+        torch.testing.assert_close(zero, torch.zeros_like(zero), atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("loss", [distance_beside, cosine_beside])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_beside_memory_is_finite_on_rows_that_coincide(loss: Loss, dtype: torch.dtype) -> None:
+    for student in (torch.zeros(3, 4), torch.ones(3, 4), torch.eye(4)[[0, 0, 1]], torch.zeros(1, 4)):
+        student = student.to(dtype).requires_grad_()
+        teacher = draw(0, len(student), 6).to(dtype)
+        for past in (torch.zeros(2, 4), torch.ones(2, 4)):
+            value = loss(student, teacher, Memory(past, draw(1, 2, 6).float()))
+            assert torch.isfinite(value)
+            assert torch.isfinite(gradient(value, student)).all()
 
 
 def test_empty_memory_is_no_memory_and_other_widths_are_refused() -> None:
