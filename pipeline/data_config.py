@@ -110,6 +110,11 @@ class SamplingConfig(Section):
     cluster_fit: Literal["train", "all"] = Field(
         "train", description="rows that the clusters are fitted on; all = held-out rows too, as S-SONDO does"
     )
+    cluster_fit_rows: int | None = Field(
+        None,
+        ge=2,
+        description="rows drawn at random to fit the clusters on, all in memory; default every one",
+    )
     cluster_seed: int = Field(42, ge=0, description="random_state of MiniBatchKMeans")
     max_repeats: float | None = Field(
         None, ge=1, description="draws of one row an epoch that weights may add up to; default no limit"

@@ -8,7 +8,9 @@ and are decoded when rows are gathered.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy
 import torch
@@ -19,6 +21,8 @@ from pipeline.store.schema import ArraySpec
 
 # Above this share of a shard its unused rows are held too: the shard is then read straight into place.
 WHOLE_SHARE = 0.5
+# A request over a network is mostly waiting; a disk wants a few reads at a time, and memory none but one.
+READERS_REMOTE, READERS_LOCAL = 8, 4
 Member = tuple[str, str]
 
 
@@ -94,11 +98,17 @@ class Arena:
             begin += aligned[member]
 
     def fill(self, shards: Sequence[int]) -> None:
-        """Read those of ``shards`` that are not held yet."""
-        for shard in shards:
-            if shard not in self._filled:
+        """Read those of ``shards`` that are not held yet, several at a time where that is faster."""
+        missing = [shard for shard in shards if shard not in self._filled]
+        readers = min(len(missing), READERS_REMOTE if self.reader.location.remote else local_readers())
+        if readers <= 1:
+            for shard in missing:
                 self._read(shard)
-                self._filled.add(shard)
+        else:
+            with ThreadPoolExecutor(readers, thread_name_prefix="ossicle-read") as pool:
+                for _ in pool.map(self._read, missing):
+                    pass
+        self._filled.update(missing)
 
     def positions(self, shards: numpy.ndarray, rows: numpy.ndarray) -> numpy.ndarray:
         """Return where rows lie in this arena, given the shard of each and its index within the shard."""
@@ -154,6 +164,12 @@ class Arena:
                 for name in names:
                     target = self.values[spec.path, name][begin : begin + len(rows)]
                     numpy.take(scratch[name], rows, axis=0, out=target, mode="clip")
+
+
+def local_readers() -> int:
+    """Return how many shards of a local store are read at once: a quarter of the cores, for others train on them."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(READERS_LOCAL, cores // 4))
 
 
 def held_dtype(reader: StoreReader, kind: str) -> torch.dtype:

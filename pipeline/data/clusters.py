@@ -20,6 +20,7 @@ from jaxtyping import Float32, Int64
 
 from pipeline import artifact
 from pipeline.config import digest
+from pipeline.data.sampler import permutation
 from pipeline.data_config import SamplingConfig
 from pipeline.errors import ConfigError, DigestMismatchError
 from pipeline.store.reader import StoreReader
@@ -53,7 +54,8 @@ class Clusters:
 def clusters_of(reader: StoreReader, config: SamplingConfig, root: Path) -> Clusters:
     """Return the clusters of the reader's embeddings: those kept below ``root``, or fitted and kept now.
 
-    All rows that they are fitted on are held in memory at once, as the published fit does.
+    All rows that they are fitted on are held in memory at once, as the published fit does;
+    ``cluster_fit_rows`` limits them.
 
     Args:
         reader: the store, its teacher chosen.
@@ -68,6 +70,8 @@ def clusters_of(reader: StoreReader, config: SamplingConfig, root: Path) -> Clus
         "kmeans": KMEANS, "clusters": config.clusters, "seed": config.cluster_seed, "fit": config.cluster_fit,
         "code": 1,
     }  # fmt: skip
+    if config.cluster_fit_rows is not None:
+        described["fit_rows"] = config.cluster_fit_rows
     # Usable rows and splits are part of what was fitted: a store may be completed later.
     inputs = {
         "rows": reader.meta.rows_digest,
@@ -98,10 +102,9 @@ def fit(reader: StoreReader, config: SamplingConfig) -> Clusters:
     from sklearn.cluster import MiniBatchKMeans
 
     training, usable = reader.usable("train"), reader.usable()
-    rows = [_embeddings(reader, training)]
-    if config.cluster_fit == "all":
-        rows.insert(0, _embeddings(reader, usable & ~training))
-    fitted = np.concatenate(rows)
+    chosen = _drawn(usable if config.cluster_fit == "all" else training, config)
+    # Held-out rows first, as published: the seed's draws depend on the order.
+    fitted = np.concatenate([_embeddings(reader, chosen & ~training), _embeddings(reader, chosen & training)])
     if len(fitted) < config.clusters:
         raise ConfigError(
             "fewer rows than clusters", expected=f"at most {len(fitted)} clusters", got=config.clusters,
@@ -112,6 +115,16 @@ def fit(reader: StoreReader, config: SamplingConfig) -> Clusters:
     for start, chosen, values in _pieces(reader, usable):
         assignment[start + chosen] = model.predict(values)
     return Clusters(model.cluster_centers_.astype(np.float32), assignment)
+
+
+def _drawn(mask: np.ndarray, config: SamplingConfig) -> np.ndarray:
+    """Return ``mask``, or as many of its rows as ``cluster_fit_rows`` allows."""
+    rows = np.flatnonzero(mask)
+    if config.cluster_fit_rows is None or config.cluster_fit_rows >= len(rows):
+        return mask
+    kept = np.zeros_like(mask)
+    kept[rows[permutation(len(rows), config.cluster_seed)[: config.cluster_fit_rows]]] = True
+    return kept
 
 
 def _load(folder: Path) -> Clusters:

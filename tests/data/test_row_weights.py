@@ -69,6 +69,17 @@ def test_clusters_have_equal_shares_and_are_what_scikit_learn_finds(
         assert adjusted_rand_score(found.assignment[usable], reader.rows["cloud"][usable]) == 1
 
 
+def test_clusters_fitted_on_some_rows(reader: StoreReader, tmp_path: Path) -> None:
+    config = SamplingConfig(balance="clusters", clusters=3, cluster_fit_rows=60)
+    usable = reader.usable()
+    found = clusters_of(reader, config, tmp_path)
+    whole = clusters_of(reader, config.model_copy(update={"cluster_fit_rows": None}), tmp_path)
+    assert not np.array_equal(found.centres, whole.centres)
+    assert adjusted_rand_score(found.assignment[usable], whole.assignment[usable]) == 1
+    enough = config.model_copy(update={"cluster_fit_rows": 10_000})
+    np.testing.assert_array_equal(clusters_of(reader, enough, tmp_path).centres, whole.centres)
+
+
 def test_clusters_are_kept_and_checked(
     reader: StoreReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,10 +13,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.data import arena
 from pipeline.data.draws import Draws
 from pipeline.data.loader import Batch, ShardLoader
 from pipeline.data.target_rows import TargetRows, clean_rows
-from pipeline.errors import DigestMismatchError
+from pipeline.errors import DigestMismatchError, StoreError
 from pipeline.store.combination import Combination
 from pipeline.store.reader import StoreReader
 from tests.data import labelled_store
@@ -170,6 +171,20 @@ def test_combined_teachers_are_combined_as_the_reader_does(
     )
     for batch in loader.one_epoch():
         numpy.testing.assert_array_equal(batch.embedding, wanted[batch.index.numpy()])
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 2**30])
+def test_several_readers_at_once_give_the_same(
+    reader: StoreReader, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cache_bytes: int
+) -> None:
+    wanted = taken(ShardLoader(reader, 16, 1, 100, cache_bytes=cache_bytes), 12)
+    monkeypatch.setattr(arena, "local_readers", lambda: 4)
+    assert taken(ShardLoader(reader, 16, 1, 100, cache_bytes=cache_bytes), 12) == wanted
+    folder = made_store.make_store(tmp_path / "s", MADE, shard_rows=24)
+    damaged = StoreReader(folder)
+    (folder / damaged.spectrogram.path / "log_mel/c/3/0/0").unlink()
+    with pytest.raises(StoreError, match="shard 3"):
+        list(ShardLoader(damaged, 16, 1, 100, cache_bytes=cache_bytes).one_epoch())
 
 
 def test_buffers_are_used_again(tmp_path: Path) -> None:

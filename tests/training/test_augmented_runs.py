@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from pipeline.config import Recipe
+from pipeline.data.mixing import Mix, mixed_loss
 from pipeline.errors import ConfigError
 from pipeline.store.reader import StoreReader
 from pipeline.store.schema import StoreMeta, embedding_spec, spectrogram_spec
 from pipeline.store.writer import StoreWriter
+from pipeline.training.controls import LabelObjective, LabelTable
 from pipeline.training.distributed import Group
 from pipeline.training.job import augmentation, loader_of, run_job
 from pipeline.training.loop import Progress, TrainingStopped
@@ -114,6 +117,20 @@ def test_the_recipe_reaches_the_batches(tmp_path: Path) -> None:
     made = [change(batches[0].spectrogram.float(), step) for step in range(12)]
     assert {one.mix is None for one in made} == {True, False}
     assert any((one.log_mel == -11.5).any() for one in made)
+
+
+def test_labels_of_mixed_clips_are_mixed_by_the_same_share() -> None:
+    codes = np.array([0, 2, 1, 2, 0, 1])
+    table = LabelTable(["a", "b", "c"], codes, np.ones(6, dtype=bool))
+    objective = LabelObjective(4, table)
+    embedding, index = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), torch.arange(6)
+    mix = Mix(torch.tensor([3, 4, 5, 0, 1, 2]), 0.7)
+    loss, terms = mixed_loss(objective, embedding, index, torch.zeros(6, 1), mix)
+    hot = torch.nn.functional.one_hot(torch.from_numpy(codes), 3).float()
+    labels = 0.7 * hot + 0.3 * hot[mix.partners]
+    by_hand = -(labels * objective.head(embedding).log_softmax(dim=1)).sum(dim=1).mean()
+    torch.testing.assert_close(loss, by_hand)
+    torch.testing.assert_close(terms["cross_entropy"], by_hand)
 
 
 def test_labels_are_mixed_as_losses_and_never_as_embeddings(tmp_path: Path) -> None:
