@@ -39,8 +39,21 @@ class RelationsConfig(Section):
     )
     seed: int = Field(0, ge=0, description="of the anchors")
 
-    def counted(self) -> dict[str, object]:
-        """Return what a run's identity depends on: keys that are not their default."""
-        values = self.model_dump(mode="json")
-        fields = type(self).model_fields
-        return {key: value for key, value in values.items() if getattr(self, key) != fields[key].default}
+    def counted(self, *, anchor: bool, neighbour: bool) -> dict[str, object]:
+        """Return what a run's identity depends on: keys that are used and not their default.
+
+        Args:
+            anchor: whether the loss looks at anchors; neighbour: whether at neighbours.
+        """
+        used = {
+            "queue_rows": self.queue_rows > 0,
+            "space": anchor or neighbour,
+            **dict.fromkeys(("anchors", "anchor_kind", "anchor_momentum", "seed"), anchor),
+            **dict.fromkeys(("neighbours", "neighbour_temperature", "neighbour_search"), neighbour),
+        }
+        fields, values = type(self).model_fields, self.model_dump(mode="json")
+        return {
+            key: value
+            for key, value in values.items()
+            if used[key] and getattr(self, key) != fields[key].default
+        }

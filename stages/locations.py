@@ -78,7 +78,10 @@ def run_config(run: Run) -> dict[str, Any]:
     recipe = run.recipe
     sections = {"student": recipe.student.counted(), "loss": recipe.loss.counted()}
     sections["targets"] = recipe.targets.counted()
-    if related := recipe.relations.counted():
+    related = recipe.relations.counted(
+        anchor=recipe.loss.uses("anchor"), neighbour=recipe.loss.uses("neighbour")
+    )
+    if related:
         sections["relations"] = related
     sections |= {
         name: counted
