@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pipeline.artifact import write_bytes
 from pipeline.errors import TrainingError
+from pipeline.training.batch_norm import norms_of
 
 if TYPE_CHECKING:
     from pipeline.training.state import TrainingState
@@ -102,10 +103,13 @@ class BufferGuard:
 
     @torch.no_grad()
     def remember(self, model: nn.Module) -> None:
-        """Copy the buffers that have changed since the last call."""
+        """Copy the buffers that may have changed since the last call."""
+        # A batch norm writes its statistics without counting a version.
+        statistics = {id(buffer) for norm in norms_of(model) for buffer in norm.buffers()}
         for name, buffer in model.named_buffers():
             found = self._kept.get(name)
-            if found is None or found[0] is not buffer or found[1] != buffer._version:
+            same = found is not None and found[0] is buffer and found[1] == buffer._version
+            if id(buffer) in statistics or not same:
                 self._kept[name] = (buffer, buffer._version, buffer.clone())
 
     @torch.no_grad()

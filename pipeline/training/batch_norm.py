@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pipeline.training.distributed import peers
+
 
 class SynchronisedBatchNorm(_BatchNorm):
     """A batch norm over the rows of all processes, for devices that torch's own does not serve (the CPU).
@@ -35,7 +37,8 @@ class SynchronisedBatchNorm(_BatchNorm):
         own = torch.full_like(mean[:1], rows.numel() / rows.shape[1])
         packed = torch.cat([mean, variance, own])
         parts = [torch.empty_like(packed) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, packed)
+        with peers():
+            dist.all_gather(parts, packed)
         moments = torch.stack(parts)
         counts = moments[:, -1:]
         means, variances = moments[:, :-1].chunk(2, dim=1)
@@ -82,7 +85,8 @@ class _Normalise(torch.autograd.Function):
         over_bias = gradient.sum(dim=axes)
         over_weight = (gradient * normal).sum(dim=axes)
         sums = torch.cat([over_bias, over_weight])
-        dist.all_reduce(sums)
+        with peers():
+            dist.all_reduce(sums)
         mean_bias, mean_weight = (sums / total).chunk(2)
         scale = inverse if weight is None else inverse * weight
         centred = gradient - mean_bias.view(shape) - normal * mean_weight.view(shape)

@@ -117,7 +117,7 @@ class Group:
         if not gradients:
             return
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-        with _peers():
+        with peers():
             dist.all_reduce(flat)
         parts = flat.split([gradient.numel() for gradient in gradients])
         for gradient, part in zip(gradients, parts, strict=True):
@@ -128,7 +128,7 @@ class Group:
         # gloo and NCCL have no booleans.
         sent = moved.to(torch.uint8) if moved.dtype == torch.bool else moved
         parts = [torch.empty_like(sent) for _ in range(self.world)]
-        with _peers():
+        with peers():
             dist.all_gather(parts, sent)
         return [part.to(own.device, own.dtype) for part in parts]
 
@@ -161,7 +161,10 @@ def joined(rank: Rank, device_name: str) -> Iterator[Group]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     try:
-        dist.init_process_group(backend, rank=rank.rank, world_size=rank.world, timeout=TIMEOUT)
+        store, _, _ = next(dist.rendezvous("env://", rank.rank, rank.world, timeout=TIMEOUT))
+        # torchrun's own store outlives a restart, and what dead processes wrote there leads nowhere.
+        store = dist.PrefixStore(f"attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        dist.init_process_group(backend, store=store, rank=rank.rank, world_size=rank.world, timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise TrainingError(
             f"{rank.world} processes did not meet at {os.environ[RENDEZVOUS[0]]}:{os.environ[RENDEZVOUS[1]]}",
@@ -197,7 +200,7 @@ def device_of_rank(rank: Rank, device_name: str) -> torch.device:
 
 
 @contextmanager
-def _peers() -> Iterator[None]:
+def peers() -> Iterator[None]:
     """Say in words that another process has gone, which torch reports as an error of the network."""
     try:
         yield
