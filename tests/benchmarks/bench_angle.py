@@ -1,4 +1,4 @@
-"""Angle-wise loss and gradient against the published formula: at least 3 x faster, at most 1/8 of the memory.
+"""Angle-wise loss and gradient against the published formula: at least 4 x faster, at most 1/8 of the memory.
 
 On one thread, as a training run has by default.
 """
@@ -75,7 +75,7 @@ def rows(names: Collection[str]) -> Iterator[Row]:
         steps = {variant: _step(variant, BATCH) for variant in ("ours", "published")}
         seconds = fastest_seconds(steps, repeats=3)
         detail = f"published {seconds['published']:.2f} s, ours {seconds['ours']:.2f} s"
-        yield Row.at_least("angle_speed", seconds["published"] / seconds["ours"], 3.0, detail=detail)
+        yield Row.at_least("angle_speed", seconds["published"] / seconds["ours"], 4.0, detail=detail)
     if "angle_memory" in names:
         grown = {
             variant: peak_growth_bytes("tests.benchmarks.bench_angle:prepare", variant, str(BATCH))
