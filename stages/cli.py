@@ -16,6 +16,7 @@ import typer
 
 from stages.console import console as _console
 from stages.store_commands import store_app
+from stages.student_commands import students_app
 
 app = typer.Typer(
     name="ossicle",
@@ -31,6 +32,7 @@ teachers_app = typer.Typer(
     invoke_without_command=True,
 )
 app.add_typer(teachers_app, name="teachers")
+app.add_typer(students_app, name="students")
 
 # Which extra of the distribution brings a library that the core does without.
 EXTRAS = {"soundfile": "audio", "soxr": "audio", "torchaudio": "audio"}

@@ -46,3 +46,15 @@ def identified(file_name: str, sha256: str) -> tuple[PublishedFile | None, bool]
         if len(named) == 1:
             return named[0], False
     return None, False
+
+
+def fitting(student: str) -> list[PublishedFile]:
+    """Return every published file that the student called ``student`` can start from."""
+    own = [entry for entry in student_checkpoints().values() if entry.student == student]
+    files = {file for entry in own for file in entry.file_names}
+    shared = [
+        entry
+        for entry in CHECKPOINTS.values()
+        if entry.teacher == student and not files & set(entry.file_names)
+    ]
+    return [*own, *shared]

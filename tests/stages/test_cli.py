@@ -40,6 +40,8 @@ OPTIONS = {
     "recipe": ["recipe", "--set", "--keys"],
     "teachers show": ["name"],
     "teachers check": ["name", "--set"],
+    "students show": ["name"],
+    "students check": ["name", "--set"],
     "store inspect": ["recipe", "--set"],
     "store verify": ["recipe", "--set", "--repair"],
     "store audit": ["recipe", "--set", "--sample", "--seed", "--min-cosine", "--max-difference"],

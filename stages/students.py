@@ -1,0 +1,111 @@
+"""``ossicle students``: what can learn, what each costs and which paper it is of; and the student checker."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline import recipe as recipes
+from pipeline.config import LogMelConfig, StudentConfig
+
+
+def run(*, console: Console, markdown: bool = False) -> str:
+    """Print every student of the registry; with ``markdown``, return the tables of docs/students.md instead."""
+    from pipeline.measure import student_catalogue as catalogue
+    from pipeline.students.registry import students
+
+    if markdown:
+        return "\n\n".join(
+            (
+                "## All students, at width 1, MACs on 64 mels x 250 frames",
+                catalogue.markdown(catalogue.entries(students.own_names())),
+                "## Published counts",
+                catalogue.published_markdown(),
+                "## Each family's own keys",
+                catalogue.options_markdown(),
+            )
+        )
+    table = Table(title="students at width 1, on 64 mels x 250 frames", title_justify="left")
+    for heading in ("name", "parameters", "MACs", "embedding", "causal", "options", "what", "paper"):
+        table.add_column(heading, overflow="fold")
+    for entry in catalogue.entries():
+        title, paper = (entry.facts.title, entry.facts.paper) if entry.facts else ("your own", "")
+        table.add_row(
+            entry.name, catalogue.short(entry.parameters), catalogue.short(entry.macs), str(entry.embedding_dim),
+            "yes" if entry.causal else "no", ", ".join(entry.options), title, paper,
+        )  # fmt: skip
+    console.print(table)
+    console.print("One student's published checkpoints and own keys: ossicle students show NAME")
+    return ""
+
+
+def show(name: str, *, console: Console) -> None:
+    """Print a student's paper, published counts, checkpoints that it can start from, and own options.
+
+    Raises:
+        UnknownNameError: no such student.
+    """
+    from pipeline.measure import student_catalogue as catalogue
+    from pipeline.students.options import kind_of
+    from pipeline.students.published import fitting
+    from pipeline.students.registry import students
+
+    builder = students.get(name)
+    fact = catalogue.facts().get(name)
+    if fact is not None:
+        console.print(f"[bold]{name}[/bold]: {fact.title}", soft_wrap=True)
+        console.print(f"  {fact.paper}", soft_wrap=True, markup=False)
+        for form in fact.published:
+            stated = ", ".join(filter(None, (form.stated_parameters, form.stated_macs))) or "no counts"
+            console.print(f"  published, {form.form}: {stated} ({form.source})", soft_wrap=True, markup=False)
+    for entry in fitting(name):
+        console.print(f"student.weights: {', '.join(entry.file_names)}", soft_wrap=True, markup=False)
+        for what, value in (
+            ("published at", entry.published_at), ("SHA-256", entry.sha256 or "not known here"),
+            ("licence", entry.licence), ("citation", entry.citation), ("note", entry.note),
+        ):  # fmt: skip
+            if value:
+                console.print(f"  {what}: {value}", soft_wrap=True, markup=False)
+    for key, default, meaning in catalogue.option_rows(kind_of(builder)):
+        console.print(f"student.options.{key} = {default}  # {meaning}", soft_wrap=True, markup=False)
+
+
+def check(reference: str, overrides: list[str] | None, *, console: Console) -> bool:
+    """Feed dummy log-mels to a student and print which parts of the contract it keeps; return whether it keeps all.
+
+    Args:
+        reference: a student's name, or a recipe file that declares one.
+        overrides: ``--set`` of a recipe's keys.
+        console: where to print.
+
+    Raises:
+        OssicleError: the student cannot be built (unknown name or option).
+    """
+    from pipeline.students import checker
+
+    config, given = declared(reference, overrides or [])
+    frontend = given or checker.frontend_of(config)
+    findings = checker.check(config, frontend)
+    if all(finding.kept for finding in findings[:2]):
+        try:
+            from pipeline.deploy import student_contract
+        except ImportError as error:
+            console.print(f"not looked at: ONNX and int8 ({error.name} is not installed: 'ossicle[deploy]')")
+        else:
+            findings += student_contract.check(config, frontend)
+    for finding in findings:
+        mark = "ok    " if finding.kept else "BROKEN"
+        detail = "" if finding.kept else f": {finding.problem}"
+        console.print(f"{mark} {finding.part}{detail}", markup=False, soft_wrap=True)
+    broken = sum(not finding.kept for finding in findings)
+    verdict = "keeps the contract" if not broken else f"breaks {broken} parts of the contract"
+    console.print(f"student {config.name} {verdict}", markup=False, soft_wrap=True)
+    return not broken
+
+
+def declared(reference: str, overrides: list[str]) -> tuple[StudentConfig, LogMelConfig | None]:
+    """Return the student that ``reference`` names, and the frontend where a recipe file says it."""
+    if reference.endswith(".toml"):
+        recipe = recipes.load(reference, overrides)
+        return recipe.student, recipe.embed.frontend
+    return recipes.overridden([f"student.name={reference}", *overrides]).student, None
