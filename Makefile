@@ -9,7 +9,7 @@ OSSICLE := $(BIN)/ossicle
 ARGS    = $(RECIPE) $(foreach s,$(SET),--set $(s)) $(if $(AUDIO),--set fetch.audio_folder=$(abspath $(AUDIO)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo fetch manifest finetune embed distill export evaluate benchmark report test check bench fixtures quality doctor clean
+.PHONY: help setup demo fetch manifest finetune embed distill export evaluate benchmark report test check bench recipes fixtures quality doctor clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -51,6 +51,9 @@ check: $(VENV)/.ready-dev  ## lint, types, import contracts
 
 bench: $(VENV)/.ready-dev  ## speed goals as ratios measured in one run (ONLY=name for one)
 	$(BIN)/python -m tests.benchmarks.run $(if $(ONLY),--only $(ONLY))
+
+recipes: $(VENV)/.ready-dev  ## every run of every published system's recipe, end to end on miniature datasets
+	OSSICLE_RECIPES=all $(BIN)/python -m pytest -q -n0 tests/e2e/test_published_recipes.py tests/e2e/test_tess.py tests/e2e/test_teacher_chain.py --durations=0
 
 fixtures: $(VENV)/.ready-dev  ## regenerate the small-shard fixture stores
 	$(BIN)/python -m tests.fixtures.regenerate
