@@ -27,12 +27,17 @@ class TrainConfig(Section):
         description="random = left at initialisation; labels = the same student on labels alone; teacher_lr = no "
         "student, a logistic regression on the teacher's embeddings",
     )
-    label_column: str | None = Field(None, description="clips.parquet column the labels control learns")
+    label_column: str | None = Field(
+        None, description="clips.parquet column that labels are read from; default label"
+    )
     label_kind: Literal["cross_entropy", "bce"] = Field(
-        "cross_entropy", description="of the labels control: one class a row; or several, joined by ;"
+        "cross_entropy", description="one class a row; or several, joined by ;"
     )
     label_smoothing: float = Field(
-        0.0, ge=0, lt=1, description="share of each label spread over all classes, in the labels control"
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of each label spread over all classes, in the labels control and loss.labels",
     )
     start_from: str | None = Field(
         None,

@@ -80,9 +80,8 @@ class ClassObjective(nn.Module):
         self.loss = WeightedClassLoss(config, smoothing)
         self.logits, names, table = sources.logits, sources.names, sources.labels
         shares_head = names is not None and table is not None and set(table.classes) <= set(names)
-        hinton_labels = config.uses("hinton") and config.hinton_labels_share > 0
-        if hinton_labels and table is not None:
-            _require_mixable(config, table, names, has_logits=self.logits is not None)
+        if table is not None:
+            require_mixable(config, table, names, has_logits=self.logits is not None)
         # Without the teacher's logits the Hinton term is the labels' cross-entropy.
         self.classes = names if shares_head or table is None else table.classes
         self.head = nn.ModuleDict()
@@ -171,9 +170,16 @@ class MixedObjective(nn.Module):
         return first + second, {**terms, **more}
 
 
-def _require_mixable(
+def require_mixable(
     config: LossConfig, table: LabelTable, names: list[str] | None, *, has_logits: bool
 ) -> None:
+    """Refuse a Hinton term whose labels cannot be placed among the teacher's classes.
+
+    Raises:
+        ConfigError: labels are several a row, or not among the classes, or nobody names the classes.
+    """
+    if not config.uses("hinton") or config.hinton_labels_share == 0:
+        return
     if table.has_several:
         raise ConfigError(
             "loss.hinton takes one label a row", expected="train.label_kind = cross_entropy", got="several",

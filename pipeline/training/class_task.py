@@ -12,10 +12,11 @@ from jaxtyping import Bool
 from pipeline import artifact
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError, TrainingError
+from pipeline.loss_config import CLASS_TERMS
 from pipeline.store.reader import StoreReader
 from pipeline.store.schema import OK, ArraySpec
 from pipeline.students.classifier import CLASSES_FILE
-from pipeline.training.class_objective import ClassObjective, ClassSources
+from pipeline.training.class_objective import ClassObjective, ClassSources, require_mixable
 from pipeline.training.controls import LabelTable, label_table
 from pipeline.training.logits_table import LogitsTable, teacher_classes
 
@@ -73,6 +74,21 @@ def class_objective(
     if objective.classes is not None:
         artifact.write_json(folder / CLASSES_FILE, objective.classes)
     return objective, summary | {"label_head": objective.label_head}
+
+
+def check(recipe: Recipe, reader: StoreReader, logits: str | None) -> None:
+    """Refuse what ``class_objective`` would refuse, as far as that shows without reading any array.
+
+    Raises:
+        ConfigError: no such label column, or labels and logits that do not fit each other.
+        TrainingError: no labels.
+    """
+    loss = recipe.loss
+    if recipe.train.control != "none" or not loss.uses(*CLASS_TERMS):
+        return
+    names = teacher_classes(_logits_spec(reader, logits), loss.classes) if loss.needs_logits else None
+    if loss.needs_labels:
+        require_mixable(loss, label_table(reader, recipe.train), names, has_logits=loss.needs_logits)
 
 
 def _logits_spec(reader: StoreReader, digest: str | None) -> ArraySpec:

@@ -115,12 +115,12 @@ def label_table(reader: ShardReader, config: TrainConfig) -> LabelTable:
     classes = sorted(seen)
     if len(classes) < 2:
         raise TrainingError(
-            "the labels control needs training rows of at least two classes",
+            "learning from labels needs training rows of at least two classes",
             expected=f"two or more values in column {column!r}", got=classes or "no label at all",
-            run="--set train.label_column=COLUMN, or leave the labels control out",
+            run="--set train.label_column=COLUMN, or leave out what learns from labels",
         )  # fmt: skip
     code = {name: place for place, name in enumerate(classes)}
-    hot = np.zeros((len(rows), len(classes)), dtype=np.int64)
+    hot = np.zeros((len(rows), len(classes)), dtype=np.int8)
     for row, labels in enumerate(rows):
         hot[row, [code[label] for label in labels if label in code]] = 1
     labelled = np.asarray(hot.any(axis=1))

@@ -33,6 +33,7 @@ from pipeline.store.reader import StoreReader
 from pipeline.students.normalised import NormalisedStudent
 from pipeline.students.saved import save_student
 from pipeline.training.class_scores import scored_into
+from pipeline.training.class_task import check as check_classes
 from pipeline.training.collapse import warn_if_collapsed
 from pipeline.training.distributed import Group
 from pipeline.training.loop import Progress, fit, recalibrate_average, validated
@@ -140,10 +141,12 @@ def _run(
         )  # fmt: skip
     if recipe.train.control == "teacher_lr":
         if group.is_first:
-            figures = {"control": "teacher_lr", **teacher_logistic_regression(recipe, reader, training, folder)}
+            figures = teacher_logistic_regression(recipe, reader, training, folder, job.run.label)
+            figures["control"] = "teacher_lr"
             artifact.finish(folder, kind="run", config=job.config, inputs=job.inputs, summary=figures)
         group.wait()
         return artifact.read(job.folder)
+    check_classes(recipe, reader, job.inputs.get("logits"))
     start = begin(recipe, reader, training)
     student = start.student
     held_out = read_held_out(reader, recipe.train)
