@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 
 HELD_OUT_FILE = "held_out.npz"
 CLEAN = "clean"
+LogitsOf = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -91,28 +93,58 @@ def score(
         dtype: number format of the student.
     """
     head = class_head(objective)
-    rows = reader.rows
-    column = config.label_column or DEFAULT_LABEL_COLUMN
-    if head is None or column not in rows.columns:
+    if head is None:
+        return None
+    layer, theirs = head.layer, None if head.teacher is None else head.teacher.logits
+
+    def of_student(mask: Bool[np.ndarray, " rows"]) -> Float[np.ndarray, "chosen classes"]:
+        return _logits(student, layer, reader, mask, config.batch_size, device, dtype)
+
+    def of_teacher(mask: Bool[np.ndarray, " rows"]) -> Float[np.ndarray, "chosen classes"]:
+        assert theirs is not None
+        found: np.ndarray = theirs(torch.from_numpy(np.flatnonzero(mask))).numpy()
+        return found
+
+    scored = scored_clips(reader, config, head.classes, of_student, None if theirs is None else of_teacher)
+    return None if scored is None else (scored, head.classes)
+
+
+def scored_clips(
+    reader: ShardReader,
+    config: TrainConfig,
+    classes: list[str],
+    logits_of: LogitsOf,
+    teacher_of: LogitsOf | None,
+) -> Scored | None:
+    """Return the held-out clips that have a label of ``classes``, answered; None where no clip has.
+
+    Augmented views and mixes are left out.
+
+    Args:
+        reader: the store.
+        config: the labels' column, and whether a row may have several.
+        classes: names in the order of the logits.
+        logits_of: mask of store rows to their logits; teacher_of: to the teacher's, where it has the same classes.
+    """
+    rows, column = reader.rows, config.label_column or DEFAULT_LABEL_COLUMN
+    if column not in rows.columns:
         return None
     several = config.label_kind == "bce"
-    hot = _hot(column_text(reader, column, "train.label_column"), head.classes, several=several)
+    hot = _hot(column_text(reader, column, "train.label_column"), classes, several=several)
     mask = usable(reader, "validation") & hot.any(axis=1)
     if "view" in rows.columns:
         mask &= (rows["view"] == CLEAN).to_numpy(dtype=bool)
     if not mask.any():
         log.warning("no held-out clip has a label of column %r: nothing for the classifier to answer", column)
         return None
-    windows = _logits(student, head.layer, reader, mask, config.batch_size, device, dtype)
     index = np.flatnonzero(mask)
     names = rows["clip_id" if "clip_id" in rows.columns else "key"].to_numpy(dtype=str)[index]
     clip_ids, first, clip = np.unique(names, return_index=True, return_inverse=True)
-    teacher = None
-    if head.teacher is not None and head.teacher.logits is not None:
-        teacher = _means(head.teacher.logits(torch.from_numpy(index)).numpy(), clip)
     truth = hot[index[first]].astype(np.int64)
-    scored = Scored(clip_ids, truth if several else truth.argmax(axis=1), _means(windows, clip), teacher)
-    return scored, head.classes
+    return Scored(
+        clip_ids, truth if several else truth.argmax(axis=1), _means(logits_of(mask), clip),
+        None if teacher_of is None else _means(teacher_of(mask), clip),
+    )  # fmt: skip
 
 
 def write_scores(folder: Path, scored: Scored, classes: list[str], title: str) -> dict[str, Any]:

@@ -138,6 +138,8 @@ class Relations(Scheduled):
 
         The same tensor again, and a batch that is not finite, change nothing.
         """
+        if not self.queue.rows and not len(self.seen):
+            return
         if self._last is not None and self._last[0]() is embedding:
             return
         self._last = (weakref.ref(embedding), past)
