@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 import os
+import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy
 import torch
@@ -24,16 +26,25 @@ WHOLE_SHARE = 0.5
 # A request over a network is mostly waiting; a disk wants a few reads at a time, and memory none but one.
 READERS_REMOTE, READERS_LOCAL = 8, 4
 Member = tuple[str, str]
+NUMPY_TYPES: dict[torch.dtype, numpy.dtype[Any]] = {
+    torch.float16: numpy.dtype(numpy.float16),
+    torch.float32: numpy.dtype(numpy.float32),
+}
 
 
 class Buffers:
-    """Memory that arenas hand on to each other: a fresh page costs about as much as reading into it.
+    """Memory that is used again: a fresh page costs more than the values that are copied into it.
 
-    Safe to use from two threads, of which one takes and one gives.
+    Gathering into fresh memory in a thread ran at a third of the rate of gathering into used memory (2026).
+    Safe to use from several threads, of which one takes.
+
+    Args:
+        kept: buffers that wait to be used again at most; the others are freed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kept: int = 8) -> None:
         self._free: list[numpy.ndarray] = []
+        self._kept = kept
 
     def take(self, size_bytes: int) -> numpy.ndarray:
         """Return at least ``size_bytes`` bytes of any content."""
@@ -45,7 +56,18 @@ class Buffers:
 
     def give(self, buffer: numpy.ndarray) -> None:
         """Take a buffer back."""
-        self._free.append(buffer)
+        if len(self._free) < self._kept:
+            self._free.append(buffer)
+
+    def tensor(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """Return a tensor of any content, whose memory comes back when nothing refers to it any more."""
+        kind = NUMPY_TYPES[dtype]
+        size_bytes = math.prod(shape) * kind.itemsize
+        memory = self.take(size_bytes)
+        values = memory[:size_bytes].view(kind).reshape(tuple(shape))
+        # The tensor's storage, and so every view of it, holds ``values``.
+        weakref.finalize(values, self.give, memory).atexit = False
+        return torch.from_numpy(values)
 
 
 class Arena:

@@ -131,6 +131,7 @@ class ShardLoader:
         self.cached = self.selection.total * row_bytes <= cache_bytes
         self._cache: Arena | None = None
         self._buffers = Buffers()
+        self._outputs = {kind: Buffers(read_ahead + 4) for kind in self._read}
 
     @property
     def rows(self) -> int:
@@ -225,9 +226,8 @@ class ShardLoader:
         index = numpy.concatenate([rows for _, _, rows in pieces])
         values: dict[str, Tensor | None] = dict.fromkeys(KINDS)
         for kind in self._read:
-            out = torch.empty(
-                (len(index), *self.reader.spec(kind).row_shape), dtype=held_dtype(self.reader, kind)
-            )
+            shape = (len(index), *self.reader.spec(kind).row_shape)
+            out = self._outputs[kind].tensor(shape, held_dtype(self.reader, kind))
             begin = 0
             for arena, positions, _ in pieces:
                 arena.gather(kind, positions, out[begin : begin + len(positions)])

@@ -187,6 +187,23 @@ def test_several_readers_at_once_give_the_same(
         list(ShardLoader(damaged, 16, 1, 100, cache_bytes=cache_bytes).one_epoch())
 
 
+def test_what_is_still_referred_to_is_not_written_over(reader: StoreReader) -> None:
+    loader = ShardLoader(reader, 8, 1, 50, cache_bytes=0)
+    held: list[tuple[int, torch.Tensor, numpy.ndarray]] = []
+    places = set()
+    for number, batch in enumerate(itertools.islice(loader, 120)):
+        assert batch.spectrogram is not None
+        assert batch.embedding is not None
+        places.add(batch.spectrogram.data_ptr())
+        if number % 3 == 0:
+            # A view of the one and an array over the other outlive the batch.
+            held.append((int(batch.index[5]), batch.spectrogram[5, 1:], batch.embedding[5].numpy()))
+    for row, log_mel, embedding in held:
+        numpy.testing.assert_array_equal(log_mel.numpy(), MADE.log_mel[row, 1:])
+        numpy.testing.assert_array_equal(embedding, MADE.embedding[row])
+    assert len(places) < 40 + 20
+
+
 def test_buffers_are_used_again(tmp_path: Path) -> None:
     reader = StoreReader(made_store.make_store(tmp_path / "s", MADE, shard_rows=24))
     loader = ShardLoader(reader, 16, 1, 50, cache_bytes=0, arrays=("spectrogram",))
