@@ -64,10 +64,10 @@ def distil_objective(
     compression = None
     if recipe.targets.compression != "none":
         compression, summary["compression"] = _compression(recipe, reader, training, embedding_dim, transform)
-    relations = Relations(
-        recipe.loss, recipe.relations, embedding_dim, transform.output_dim,
-        _relation_table(recipe, reader, training, transform),
-    )  # fmt: skip
+    table = _relation_table(recipe, reader, training, transform)
+    if table is not None:
+        summary["relations"] = table.digest
+    relations = Relations(recipe.loss, recipe.relations, embedding_dim, transform.output_dim, table)
     objective = DistilObjective(
         embedding_dim, transform, recipe.loss, recipe.targets, compression=compression, relations=relations,
         clusters=_clusters(recipe, reader), seed=recipe.train.seed,

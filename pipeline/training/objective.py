@@ -19,6 +19,7 @@ from pipeline.training.relations import Past, Relations
 from pipeline.training.targets import TargetTransform
 
 Terms = dict[str, Tensor]
+COMPRESSION_FILE = "compression.safetensors"
 
 
 class Objective(Protocol):
@@ -88,8 +89,9 @@ class DistilObjective(nn.Module):
 
     @property
     def saved_heads(self) -> dict[str, nn.Module]:
-        """File name to head; none where the embedding itself is compared."""
-        return {str(self.head.file): self.head} if self.head.state_dict() else {}
+        """File name to what was trained beside the student; no head where the embedding itself is compared."""
+        heads = {str(self.head.file): self.head} if self.head.state_dict() else {}
+        return heads | ({} if self.compression is None else {COMPRESSION_FILE: self.compression})
 
     def usable(self, index: Int[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
         """Every row of a store has a teacher embedding."""

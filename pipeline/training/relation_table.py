@@ -44,11 +44,13 @@ class RelationTable:
         neighbours: store rows of each row's nearest ones, nearest first; width 0 if none were asked for.
         anchors: where they are in the teacher's space; none if none were asked for.
         anchor_of: the anchor that a row stands for: its nearest centre, or itself.
+        digest: of the artifact that holds them.
     """
 
     neighbours: Int32[Tensor, "rows neighbours"]
     anchors: Float[Tensor, "anchors dim"]
     anchor_of: Int32[Tensor, " rows"]
+    digest: str = ""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RelationTable:
         """Return itself: a copy of the model, for its weights' average, needs none of a table that never changes."""
@@ -103,7 +105,7 @@ def relation_table(
             for scratch in (folder / ROWS_FILE, *folder.glob("neighbours-*.npy")):
                 scratch.unlink(missing_ok=True)
         tensors = safetensors.torch.load((folder / FILE).read_bytes())
-    return RelationTable(tensors["neighbours"], tensors["anchors"], tensors["anchor_of"])
+    return RelationTable(tensors["neighbours"], tensors["anchors"], tensors["anchor_of"], work)
 
 
 @contextmanager

@@ -122,6 +122,12 @@ def test_what_a_run_holds(tmp_path: Path) -> None:
         run_job(job_of(store, folder, recipe))
         found = {path.stem for path in folder.glob("*.safetensors")} & {"projector", "head"}
         assert found == ({file} if file else set()), head
+    recipe = recipe_of({**COMPRESSION, "train.steps": 2}, tmp_path)
+    store = write_store(tmp_path / "store-compressed", recipe)
+    width = run_job(job_of(store, tmp_path / "compressed", recipe)).summary["embedding_dim"]
+    kept = load_file(tmp_path / "compressed" / "compression.safetensors")
+    assert kept["transforms.0.weight"].shape == (width, 12)
+    assert kept["classifiers.0.weight"].shape == (3, width)
 
 
 def test_an_impossible_head_is_refused(tmp_path: Path) -> None:
@@ -145,10 +151,10 @@ def test_compression_without_labels_is_refused(tmp_path: Path) -> None:
 def test_relations_are_made_once_for_all_runs(tmp_path: Path) -> None:
     recipe = recipe_of({"loss.neighbour": 1.0, "relations.neighbours": 4, "train.steps": 2}, tmp_path)
     store = write_store(tmp_path / "store", recipe)
-    for seed in (0, 1):
-        run_job(small_job(store, tmp_path / f"run-{seed}", recipe, seed))
+    runs = [run_job(small_job(store, tmp_path / f"run-{seed}", recipe, seed)) for seed in (0, 1)]
     (made,) = (tmp_path / "relations").iterdir()
     found = artifact.read(made)
+    assert [run.summary["relations"] for run in runs] == [found.digest] * 2
     assert found.summary["rows"] == 159
     neighbours = load_file(made / "relations.safetensors")["neighbours"]
     training = torch.from_numpy((StoreReader(store).rows["split"] == "train").to_numpy(dtype=bool, copy=True))
