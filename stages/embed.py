@@ -18,10 +18,10 @@ from pipeline import artifact
 from pipeline import manifest as manifests
 from pipeline.config import Recipe
 from pipeline.embedding import pool
-from pipeline.ranks import Rank
 from pipeline.embedding.shard import EmbedWork
 from pipeline.embedding.worker import Message
 from pipeline.errors import ConfigError
+from pipeline.ranks import Rank
 from pipeline.store import schema
 from pipeline.store.commits import finished_arrays, is_finished
 from pipeline.store.location import Place, at

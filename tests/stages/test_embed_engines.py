@@ -13,10 +13,10 @@ import pytest
 from rich.console import Console
 
 from pipeline.config import Recipe
-from pipeline.ranks import Rank
 from pipeline.embedding.ray_engine import ShardCalls
 from pipeline.embedding.worker import Message
 from pipeline.errors import ConfigError, WeightsError
+from pipeline.ranks import Rank
 from pipeline.store.reader import StoreReader
 from pipeline.store.schema import COMMITS_FOLDER
 from stages import embed, locations
