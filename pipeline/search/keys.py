@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError, near_matches
 # No run's weights depend on these, so that trials would differ in nothing.
 IRRELEVANT = (
     "name", "paths", "fetch", "export", "evaluate", "benchmark", "finetune", "selection", "sweep", "search", "runs",
-    "headline", "jobs", "train.device", "train.threads", "train.tensorboard",
+    "matrix", "headline", "jobs", "train.device", "train.threads", "train.tensorboard",
 )  # fmt: skip
 
 

@@ -101,7 +101,7 @@ class SharedStudy:
                 pruner=pruner,
             )
             self.beat()
-            self.study.sampler = _sampler(sampling, self._place_in_line())
+            self.study.sampler = _sampler(sampling, self._seed(sampling.seed))
         except Exception as error:
             # SQLAlchemy, its drivers and Optuna raise what they like; all of it means: no study there.
             raise _unusable(place, error) from error
@@ -112,10 +112,11 @@ class SharedStudy:
                 run="choose another storage",
             )  # fmt: skip
 
-    def _place_in_line(self) -> int:
-        # Two processes with one seed would draw the same values: each takes its place among all that ever came.
-        attributes = self.study.user_attrs
-        return [key for key in attributes if key.startswith(_BEAT)].index(_BEAT + str(self.worker))
+    def _seed(self, seed: int) -> int:
+        # Two processes with one seed would draw the same values, and one that goes on those it has drawn before:
+        # each has a place among all that ever came, and a number of trials that it found.
+        places = [key for key in self.study.user_attrs if key.startswith(_BEAT)]
+        return seed + 1_000_003 * places.index(_BEAT + str(self.worker)) + 7_919 * len(self.trials())
 
     def beat(self) -> None:
         """Leave a sign of life."""
@@ -304,9 +305,8 @@ def _unusable(place: str | Path, error: Exception) -> OssicleError:
     )
 
 
-def _sampler(sampling: Sampling, place_in_line: int) -> BaseSampler:
+def _sampler(sampling: Sampling, seed: int) -> BaseSampler:
     samplers = _optuna().samplers
-    seed = sampling.seed + 1_000_003 * place_in_line
     if sampling.sampler == "grid":
         grid: BaseSampler = samplers.BruteForceSampler(seed=seed)
         return grid
