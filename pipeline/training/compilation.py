@@ -35,8 +35,10 @@ def settle(state: TrainingState, batch: Batch) -> None:
             expected="train.compile off or auto", got="on", run="--set train.compile=off",
         )  # fmt: skip
     if wanted == "auto" and state.compiled is None:
-        possible = state.device.type == "cuda" and not state.changes_by_step
-        state.compiled = possible and _trial(state, batch)
+        barred = state.changes_by_step or state.config.frozen_backbone
+        state.compiled = state.device.type == "cuda" and not barred and _trial(state, batch)
+    elif wanted == "off":
+        state.compiled = False
     if wanted == "on" or (wanted == "auto" and state.compiled):
         state.compiled = True
         state.forward = torch.compile(state.student)

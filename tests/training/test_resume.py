@@ -29,6 +29,21 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "bfloat16": {"train.amp": "bfloat16"},
     "early stopping": {"train.early_stopping": 2, "train.learning_rate": 0.2, "train.validate_every": 3},
     "relational": {"loss.distance": 1.0, "loss.angle": 2.0, "loss.cosine": 1.0, "loss.feature": 0.0},
+    "swa in micro-batches": {
+        "train.swa_start_share": 0.3,
+        "train.micro_batch_size": 5,
+        "train.optimiser": "sgd",
+        "train.schedule": "ramp_down",
+        "loss.distance": 1.0,
+        "train.bad_batches": 1,
+    },
+    "watched overlap": {
+        "train.early_stopping": 2,
+        "train.early_stopping_metric": "neighbour_overlap",
+        "train.validate_every": 3,
+        "train.probe_column": "label",
+        "train.learning_rate_shares": {"objective.head": 3.0},
+    },
     "labels": {"train.control": "labels", "train.batch_size": 8},
 }
 
