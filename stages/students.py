@@ -68,6 +68,24 @@ def show(name: str, *, console: Console) -> None:
                 console.print(f"  {what}: {value}", soft_wrap=True, markup=False)
     for key, default, meaning in catalogue.option_rows(kind_of(builder)):
         console.print(f"student.options.{key} = {default}  # {meaning}", soft_wrap=True, markup=False)
+    for line in latency_lines(name):
+        console.print(line, soft_wrap=True, markup=False)
+
+
+def latency_lines(name: str) -> list[str]:
+    """Return what a student's receptive field and latency are, as published and causal, on its default frontend."""
+    from pipeline.students.checker import frontend_of
+    from pipeline.students.latency import latency
+    from pipeline.students.registry import build_student
+
+    config = StudentConfig(name=name)
+    frontend = frontend_of(config)
+    student = build_student(config, frontend.mels)
+    lines = [f"student.causal = false: {latency(student, frontend)}"]
+    if student.not_causal is not None:
+        return [*lines, f"student.causal = true: refused, for {student.not_causal}"]
+    causal = build_student(config.model_copy(update={"causal": True}), frontend.mels)
+    return [*lines, f"student.causal = true: {latency(causal, frontend)}"]
 
 
 def check(reference: str, overrides: list[str] | None, *, console: Console) -> bool:

@@ -69,16 +69,37 @@ def export_module(
     Raises:
         OssicleError: the network cannot be exported at this operator set.
     """
+    export_graph(
+        module, example, path, input_names=[input_name], output_names=list(output_names), dynamic=(dynamic,),
+        opset=opset,
+    )  # fmt: skip
+
+
+def export_graph(
+    module: nn.Module,
+    example: tuple[torch.Tensor, ...],
+    path: Path,
+    *,
+    input_names: list[str],
+    output_names: list[str],
+    dynamic: tuple[Any, ...],
+    opset: int,
+) -> None:
+    """Run the dynamo exporter quietly on any number of inputs; ``dynamic`` is torch's ``dynamic_shapes``.
+
+    Raises:
+        OssicleError: the network cannot be exported at this operator set.
+    """
     try:
         with quiet_exporter(), torch.no_grad():
             torch.onnx.export(
                 module,
                 example,
                 str(path),
-                input_names=[input_name],
-                output_names=list(output_names),
+                input_names=input_names,
+                output_names=output_names,
                 dynamo=True,
-                dynamic_shapes=(dynamic,),
+                dynamic_shapes=dynamic,
                 opset_version=opset,
                 external_data=False,
                 verbose=False,
@@ -87,7 +108,7 @@ def export_module(
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise OssicleError(
             f"the ONNX exporter refused {type(module).__name__}",
-            expected=f"operators of opset {opset} with {', '.join(dynamic.values())} dynamic",
+            expected=f"operators of opset {opset} that keep {', '.join(input_names[:1])}'s axes dynamic",
             got=first,
             run="for MobileViT use student.odd_size=pad; otherwise try another export.opset",
         ) from error

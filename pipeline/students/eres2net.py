@@ -107,7 +107,7 @@ class Eres2Net(Student):
 
     Args:
         mels: mel bands: the pool keeps the mel axis, so the embedding is ``8 * channels * ceil(mels / 16)`` wide.
-        width: multiplies the stem's 16 channels, rounded to a whole number (at least 2); all others follow.
+        width: multiplies the stem's 16 channels, rounded to a whole number; all others follow.
         embedding_dim: width of the embedding; default that of the pool.
         blocks: of the five stages.
         in_channels: 1 for log-mel.
@@ -126,7 +126,7 @@ class Eres2Net(Student):
         blocks: Sequence[int] = BLOCKS,
         in_channels: int = 1,
     ) -> None:
-        base = max(2, round_channels(CHANNELS * width, 1))
+        base = round_channels(CHANNELS * width, 1)
         rows = -(-mels // 16)
         last = PLANES[-1] * EXPANSION * base
         super().__init__(2 * last * rows, embedding_dim)

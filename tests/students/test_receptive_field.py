@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -34,6 +35,7 @@ FAMILIES = {
     "shortchunk_cnn_res": "pool",
 }
 DRAWS = 3
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "students.md"
 # Fewer blocks of the same kind: a gradient through all nineteen says no more.
 OPTIONS = {"eres2net": {"blocks": (2, 1, 1, 1, 1)}}
 
@@ -118,6 +120,10 @@ def test_only_causal_students_have_no_future(name: str) -> None:
     assert (field.whole_future, field.whole_past, field.lookahead_frames) == (False, True, 0)
     assert field.step_frames == causal.causal.step_frames
     assert field.last == field.step_frames - 1
+    row = next(line for line in DOCUMENT.read_text().splitlines() if f"`{name}`" in line and " ms |" in line)
+    late = latency(causal, frontend)
+    assert f"| {field.frames} = {late.receptive_field_ms:,.0f} ms | {field.step_frames} =" in row
+    assert f"| {late.algorithmic_ms:.0f} to {late.longest_ms:,.0f} ms |" in row
 
 
 class Branches(Student):
@@ -130,7 +136,8 @@ class Branches(Student):
 
     def forward(self, log_mel: Tensor) -> Tensor:
         x = self.dilated(log_mel)[..., ::2] + self.mean(F.pad(log_mel, (6, 0)))[..., : log_mel.shape[3] // 2]
-        return x.transpose(2, 3).flatten(1, 2).mean(dim=(1, 2))[:, None]
+        mean: Tensor = x.transpose(2, 3).flatten(1, 2).mean(dim=(1, 2))[:, None]
+        return mean
 
 
 def test_branches_shifts_and_dilation_by_hand() -> None:

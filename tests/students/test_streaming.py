@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 from pipeline.config import LogMelConfig, StudentConfig
 from pipeline.errors import ConfigError
 from pipeline.students import build_student, students
+from pipeline.students.base import Student
 from pipeline.students.causal import causal_form, make_causal
-from pipeline.students.causal_layers import CausalAvgPool2d, CausalConv2d, CausalMaxPool2d
+from pipeline.students.causal_layers import CausalAvgPool2d, CausalConv2d, CausalMaxPool2d, pair
 from pipeline.students.normalised import NormalisedStudent
 from pipeline.students.saved import load_student, save_student
 from pipeline.students.streaming import Stream
@@ -31,9 +33,7 @@ def mels_of(name: str) -> int:
     return LogMelConfig(bands="linear").mels if name == "harmonic_cnn" else 32
 
 
-def small(
-    name: str, memory_frames: int | None = None, *, causal: bool = True, **more: object
-) -> NormalisedStudent:
+def small(name: str, memory_frames: int | None = None, *, causal: bool = True) -> NormalisedStudent:
     """Return a small student whose weights and running statistics are not those of its initialisation."""
     torch.manual_seed(0)
     config = StudentConfig(
@@ -41,14 +41,13 @@ def small(
         width=0.1,
         causal=causal,
         memory_frames=memory_frames,
-        **more,  # type: ignore[arg-type]
     )
     mels = mels_of(name)
     student = NormalisedStudent(build_student(config, mels), -6.0, 4.0).train()
     with torch.no_grad():
         student(clip(mels, 300, batch=4))
         for parameter in student.parameters():
-            parameter += 0.05 * torch.randn_like(parameter)
+            parameter.add_(0.05 * torch.randn_like(parameter))
     return student.eval()
 
 
@@ -56,7 +55,9 @@ def clip(mels: int, frames: int, batch: int = 2, seed: int = 1) -> Tensor:
     """Return log-mel that is not the same everywhere in time: (batch, mels, frames)."""
     generator = torch.Generator().manual_seed(seed)
     level = torch.randn(batch, 1, frames, generator=generator).cumsum(-1) / frames**0.5
-    return 4.0 * (torch.randn(batch, mels, frames, generator=generator) + level) - 6.0
+    noise = torch.randn(batch, mels, frames, generator=generator)
+    log_mel: Tensor = 4.0 * (noise + level) - 6.0
+    return log_mel
 
 
 @torch.no_grad()
@@ -164,7 +165,8 @@ def test_a_causal_student_is_saved_and_comes_back(tmp_path: Path) -> None:
 
 
 def test_a_causal_student_learns_in_bfloat16() -> None:
-    student = small("cp_mobile_6k").backbone.to(memory_format=torch.channels_last).train()
+    student: Student = small("cp_mobile_6k").backbone
+    student = student.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     x, target = clip(32, 40, batch=8)[:, None], torch.randn(8, student.embedding_dim)
     optimiser = torch.optim.AdamW(student.parameters(), lr=3e-3)
     losses = []
@@ -199,38 +201,30 @@ def test_silence_from_the_start_gives_finite_gradients() -> None:
         nn.AvgPool2d((1, 4), (1, 2)),
     ],
 )
-def test_a_causal_layer_is_the_layer_on_a_signal_moved_to_the_right(layer: nn.Module) -> None:
+def test_a_causal_layer_is_the_layer_on_a_signal_moved_to_the_right(layer: Any) -> None:
     causal = causal_form(layer)
     assert isinstance(causal, CausalConv2d | CausalMaxPool2d | CausalAvgPool2d)
     x = torch.randn(2, 2, 9, 12)
-    step = layer.stride[1] if isinstance(layer.stride, tuple) else layer.stride
+    (_, step), (rows, kernel) = pair(layer.stride), pair(layer.kernel_size)
+    padding = (pair(layer.padding)[0], 0)
+    dilation = pair(layer.dilation)[1] if isinstance(layer, nn.Conv2d) else 1
+    fill = -torch.inf if isinstance(layer, nn.MaxPool2d) else 0.0
+    # Output j is that of the layer, unpadded in time, on the window that ends with the block's last step.
+    reach = dilation * (kernel - 1) + 1
     with torch.no_grad():
         got = causal(x)
         assert got.shape[3] == x.shape[3] // step
-        # Output j is that of the layer, unpadded in time, on the window that ends with the block's last step.
-        kernel = layer.kernel_size if isinstance(layer.kernel_size, tuple) else (layer.kernel_size,) * 2
-        dilation = layer.dilation[1] if isinstance(layer, nn.Conv2d) else 1
-        reach = dilation * (kernel[1] - 1) + 1
-        fill = -torch.inf if isinstance(layer, nn.MaxPool2d) else 0.0
         for j in range(got.shape[3]):
-            window = torch.full((2, 2, 9, reach), fill)
             end = (j + 1) * step
             heard = x[..., max(0, end - reach) : end]
-            window[..., reach - heard.shape[3] :] = heard
-            padding = layer.padding if isinstance(layer.padding, tuple) else (layer.padding, 0)
+            window = nn.functional.pad(heard, (reach - heard.shape[3], 0), value=fill)
             if isinstance(layer, nn.Conv2d):
                 want = nn.functional.conv2d(
-                    window,
-                    layer.weight,
-                    layer.bias,
-                    layer.stride,
-                    (padding[0], 0),
-                    layer.dilation,
-                    layer.groups,
+                    window, layer.weight, layer.bias, layer.stride, padding, layer.dilation, layer.groups
                 )
             else:
-                pool = type(layer)(kernel, layer.stride, (padding[0], 0), ceil_mode=layer.ceil_mode)
-                want = pool(window)
+                same = type(layer)((rows, kernel), layer.stride, padding, ceil_mode=layer.ceil_mode)
+                want = same(window)
             torch.testing.assert_close(got[..., j : j + 1], want, rtol=1e-5, atol=1e-6)
 
 
