@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from collections import Counter
@@ -249,15 +250,22 @@ def _misfit(config: StudentConfig, mels: int, file: str, payload: Any, problems:
 
 
 def _fitting(config: StudentConfig, mels: int, payload: Any) -> tuple[str, float] | None:
-    """Return the name and width of a student that ``payload`` fits, trying this family's widths first."""
-    tried = [(config.name, width) for width in WIDTHS] + [(name, 1.0) for name in students.names()]
+    """Return the name and width of a student that ``payload`` fits, trying this one's widths first."""
+    own = _skeleton(config.name, 1.0, mels)
+    widths = WIDTHS if own is not None and _best(payload, own.state_dict())[0] else ()
+    tried = [(config.name, width) for width in widths] + [(name, 1.0) for name in students.own_names()]
     for name, width in tried:
-        own_options = config.options if name == config.name else {}
-        try:
-            with torch.device("meta"):
-                own = build_student(StudentConfig(name=name, width=width, options=own_options), mels)
-        except OssicleError:
-            continue
-        if not _fit(own, payload).problems:
+        network = _skeleton(name, width, mels)
+        if network is not None and not _fit(network, payload).problems:
             return name, width
     return None
+
+
+@functools.cache
+def _skeleton(name: str, width: float, mels: int) -> Student | None:
+    """Return a student without memory behind its weights; None where it takes no such width or mels."""
+    try:
+        with torch.device("meta"):
+            return build_student(StudentConfig(name=name, width=width), mels)
+    except OssicleError:
+        return None
