@@ -81,7 +81,9 @@ class LossConfig(Section):
     contrastive_kind: Literal["clap", "decoupled", "cluster_negatives", "cluster_aware"] = Field(
         "clap", description="what repels and what attracts; see docs/objectives.md"
     )
-    contrastive_temperature: float = Field(0.07, gt=0)
+    contrastive_temperature: float = Field(
+        0.07, gt=0, description="divides the cosines; the lower, the more the nearest count"
+    )
     contrastive_masked: Literal["published", "excluded"] = Field(
         "published",
         description="masked pairs of the cluster kinds: exp(0) in the sums as published, or left out",
@@ -95,7 +97,9 @@ class LossConfig(Section):
         description="JSON list of the teacher's class names in the order of its logits, where the store has none; "
         "labels share its head where it knows all of them",
     )
-    hinton_temperature: float = Field(1.0, gt=0)
+    hinton_temperature: float = Field(
+        1.0, gt=0, description="T: both sides' logits are divided by it, and the term multiplied by T^2"
+    )
     hinton_alpha: float = Field(
         0.0,
         ge=0,
@@ -112,7 +116,9 @@ class LossConfig(Section):
     tags_kind: Literal["bce", "binary_kl"] = Field(
         "bce", description="bce = EfficientAT's; binary_kl = EAsT's, T^2 times the KL of both sides over T"
     )
-    tags_temperature: float = Field(1.0, gt=0)
+    tags_temperature: float = Field(
+        1.0, gt=0, description="T: the teacher's logits are divided by it; of binary_kl the student's too"
+    )
 
     @model_validator(mode="after")
     def _possible(self) -> LossConfig:

@@ -233,3 +233,14 @@ def test_names_of_the_teachers_classes_come_from_a_file_where_the_store_has_none
         file.write_text(wrong)
         with pytest.raises(ConfigError):
             teacher_classes(unnamed, file)
+
+
+def test_clusters_of_the_teachers_space_are_made_once_and_repel(tmp_path: Path) -> None:
+    recipe = small_recipe(
+        **{"loss.feature": 0.0, "loss.contrastive": 1.0, "loss.contrastive_kind": "cluster_aware",
+           "loss.contrastive_clusters": 4, "train.steps": 4, "paths.artifacts": str(tmp_path / "artifacts")}
+    )  # fmt: skip
+    store = write_store(tmp_path / "store", recipe)
+    run = run_job(logits_job(store, tmp_path / "run", recipe, None))
+    assert np.isfinite(run.summary["validation_contrastive"])
+    assert len(list((tmp_path / "artifacts" / "clusters").iterdir())) == 1
