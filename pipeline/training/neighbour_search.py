@@ -19,7 +19,7 @@ from pipeline.errors import ConfigError, MissingDependencyError
 EXACT_ROWS = 100_000
 QUERY_ROWS, BLOCK_ROWS = 4_096, 16_384
 # An inverted file of 4 sqrt(n) lists; this share of them is searched for each query.
-LISTS_PER_ROOT, PROBED_SHARE, TRAINING_ROWS_PER_LIST = 4, 0.05, 64
+LISTS_PER_ROOT, PROBED_SHARE, TRAINING_ROWS_PER_LIST, KMEANS_ITERATIONS = 4, 0.05, 64, 10
 
 Search = Literal["auto", "exact", "approximate"]
 
@@ -98,6 +98,7 @@ def _inverted_file(rows: np.ndarray) -> object:
     lists = max(1, min(LISTS_PER_ROOT * int(len(rows) ** 0.5), len(rows) // TRAINING_ROWS_PER_LIST))
     quantiser = faiss.IndexFlatIP(rows.shape[1])
     index = faiss.IndexIVFFlat(quantiser, rows.shape[1], lists, faiss.METRIC_INNER_PRODUCT)
+    index.cp.niter = KMEANS_ITERATIONS
     cpu = torch.device("cpu")
     drawn = np.random.default_rng(0).choice(
         len(rows), min(len(rows), TRAINING_ROWS_PER_LIST * lists), replace=False

@@ -43,6 +43,12 @@ RUNS: dict[str, dict[str, Any]] = {
     "mixed": {"loss.distance": 1.0, "augment.mixup_alpha": 0.3, "train.ema_decay": 0.9},
     "frozen": {"loss.distance": 1.0, "train.batch_norm": "frozen", "train.micro_batch_size": 3},
     "span": {"loss.distance": 1.0, "train.rank_rows": "span", **OFF},
+    "beyond": {
+        "loss.cosine": 1.0, "loss.distance": 1.0, "loss.anchor": 1.0, "loss.neighbour": 1.0, "relations.anchors": 5,
+        "relations.neighbours": 4, "relations.queue_rows": 40, "targets.compression": "linear",
+        "targets.transform": "none", "targets.head": "none", "augment.mixup_alpha": 0.3,
+        "train.learning_rate": 1e-3,
+    },
     "labels": {"train.control": "labels", "train.steps": 6, "train.probe_column": "label"},
 }  # fmt: skip
 
@@ -92,7 +98,8 @@ def _alone(job: Job, folder: Path) -> Job:
 def _furthest(first: Path, second: Path) -> float:
     """Return the largest difference of any weight or running statistic of two runs."""
     worst = 0.0
-    for name in ("student.safetensors", "projector.safetensors", "classifier.safetensors"):
+    for name in ("student", "projector", "classifier", "compression"):
+        name = f"{name}.safetensors"
         if not (first / name).is_file():
             continue
         ours, theirs = load_file(first / name), load_file(second / name)
@@ -103,9 +110,9 @@ def _furthest(first: Path, second: Path) -> float:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", ["relational", "mixed", "frozen", "labels"])
+@pytest.mark.parametrize("name", ["relational", "mixed", "frozen", "beyond", "labels"])
 def test_two_processes_equal_one(trained: tuple[dict[str, Job], str], tmp_path: Path, name: str) -> None:
-    """Pairs across processes, batch-norm statistics, augmentation, mixup, averages, micro-batches."""
+    """Pairs across processes, batch-norm statistics, augmentation, mixup, averages, micro-batches, memories."""
     job = trained[0][name]
     alone = _alone(job, tmp_path / "alone")
     assert _furthest(alone.folder, job.folder) < TOLERANCE
