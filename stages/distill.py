@@ -23,9 +23,10 @@ from rich.table import Table
 from pipeline import artifact
 from pipeline import recipe as recipes
 from pipeline.config import Recipe
-from pipeline.errors import ConfigError, TrainingError, near_matches
+from pipeline.errors import ConfigError, MissingArtifactError, TrainingError, near_matches
 from pipeline.ranks import Rank
 from pipeline.recipe import Run
+from pipeline.run_folder import folder_of
 from pipeline.store.commits import read_marker
 from pipeline.training.distributed import Group, joined
 from pipeline.training.job import Job, run_job
@@ -39,7 +40,7 @@ SCORES = ("accuracy", "teacher_accuracy", "mean_average_precision")
 
 
 def run(recipe: Recipe, *, console: Console, only: tuple[str, ...] = ()) -> Path:
-    """Train every run of ``recipe`` that is not finished.
+    """Train every run of ``recipe`` that is not finished; those that start from another after that one.
 
     Args:
         recipe: the recipe; its store must be there.
@@ -55,11 +56,31 @@ def run(recipe: Recipe, *, console: Console, only: tuple[str, ...] = ()) -> Path
         TrainingError: a run failed; the others were trained all the same.
         KeyboardInterrupt: stopped; every run has its checkpoint.
     """
-    jobs = jobs_of(recipe, only)
-    rank = Rank.of_environment()
-    if rank.world > 1:
-        _train_together(recipe, jobs, rank, console)
-        return _folder(recipe, jobs)
+    waiting, jobs, rank = _chosen(recipe, only), list[Job](), Rank.of_environment()
+    while waiting:
+        # Where none can start, building the first job says what is missing.
+        ready = [run for run in waiting if _can_start(run)] or waiting
+        made = [_job(run) for run in ready]
+        if rank.world > 1:
+            _train_together(made, rank, console)
+        else:
+            _train_apart(recipe, made, console)
+        jobs += made
+        waiting = [run for run in waiting if run not in ready]
+    return jobs[0].folder if len(jobs) == 1 else locations.root(recipe) / "run"
+
+
+def _can_start(run: Run) -> bool:
+    """Whether the run that this one starts from, if any, is finished."""
+    start = run.recipe.train.start_from
+    try:
+        return start is None or bool(folder_of(start))
+    except MissingArtifactError:
+        return False
+
+
+def _train_apart(recipe: Recipe, jobs: list[Job], console: Console) -> None:
+    """Train each run in a process of its own, several at a time."""
     done = [job for job in jobs if artifact.is_finished(job.folder, job.work)]
     finished = {job.run.label: Outcome("done", artifact.read(job.folder).summary) for job in done}
     for label in finished:
@@ -83,14 +104,9 @@ def run(recipe: Recipe, *, console: Console, only: tuple[str, ...] = ()) -> Path
             got="; ".join(f"{label}: {error}" for label, error in failed.items()),
             run="the same command trains only what is not finished",
         )
-    return _folder(recipe, jobs)
 
 
-def _folder(recipe: Recipe, jobs: list[Job]) -> Path:
-    return jobs[0].folder if len(jobs) == 1 else locations.root(recipe) / "run"
-
-
-def _train_together(recipe: Recipe, jobs: list[Job], rank: Rank, console: Console) -> None:
+def _train_together(jobs: list[Job], rank: Rank, console: Console) -> None:
     """Train one run after the other with all processes that the launcher started; the first one speaks."""
     devices = {job.run.recipe.train.device for job in jobs}
     if len(devices) > 1:

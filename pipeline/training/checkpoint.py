@@ -116,22 +116,23 @@ def unpack_optimiser(optimiser: Optimizer, tensors: dict[str, Tensor], values: d
                 entry[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
-def pack_rng(generator: torch.Generator) -> dict[str, Tensor]:
-    """Return the states of torch's global generators and of the augmentation's, as ``rng.<name>``."""
+def pack_rng(generator: torch.Generator, device: torch.device) -> dict[str, Tensor]:
+    """Return the states of torch's global generators, ``device``'s among them, and of the augmentation's."""
     states = {"rng.torch": torch.get_rng_state(), "rng.augment": generator.get_state().unsqueeze(0)}
-    if torch.cuda.is_available():
-        states |= {f"rng.cuda{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
+    if device.type == "cuda":
+        states["rng.cuda"] = torch.cuda.get_rng_state(device)
     return states
 
 
-def unpack_rng(generator: torch.Generator, states: dict[str, Tensor], rank: int = 0) -> None:
+def unpack_rng(
+    generator: torch.Generator, states: dict[str, Tensor], device: torch.device, rank: int = 0
+) -> None:
     """Put the states of ``pack_rng`` back; ``augment`` has a row a process, and new processes take the first's."""
     torch.set_rng_state(states["torch"])
     of_ranks = states["augment"]
     generator.set_state(of_ranks[rank if rank < len(of_ranks) else 0].clone())
-    for name, state in states.items():
-        if name.startswith("cuda") and torch.cuda.is_available():
-            torch.cuda.set_rng_state(state, int(name.removeprefix("cuda")))
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
 
 
 def prefixed(name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ the gradients of the student are those of one process with the whole batch; noth
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -18,12 +19,16 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from pipeline.errors import ConfigError, TrainingError
 from pipeline.ranks import Rank
 
 TIMEOUT = timedelta(minutes=30)
 RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT")
+# Every process counts its meetings alike.
+_MEETINGS = itertools.count()
 
 
 class Group:
@@ -98,6 +103,15 @@ class Group:
         """Return once every process has come here."""
         self.any(False)
 
+    @contextmanager
+    def first_goes_first(self) -> Iterator[None]:
+        """Let the others in once the first has left: what it makes among the artifacts they find made."""
+        if not self.is_first:
+            self.wait()
+        yield
+        if self.is_first:
+            self.wait()
+
     @torch.no_grad()
     def sum_gradients(self, embedded: Iterable[nn.Parameter], whole: Iterable[nn.Parameter]) -> None:
         """Make every process's gradients those of the whole batch, by one sum over all processes.
@@ -161,9 +175,10 @@ def joined(rank: Rank, device_name: str) -> Iterator[Group]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     try:
-        store, _, _ = next(dist.rendezvous("env://", rank.rank, rank.world, timeout=TIMEOUT))
+        store, _, _ = next(rendezvous("env://", rank.rank, rank.world, timeout=TIMEOUT))
         # torchrun's own store outlives a restart, and what dead processes wrote there leads nowhere.
-        store = dist.PrefixStore(f"attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = PrefixStore(f"attempt{attempt}/meeting{next(_MEETINGS)}", store)
         dist.init_process_group(backend, store=store, rank=rank.rank, world_size=rank.world, timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise TrainingError(

@@ -202,7 +202,8 @@ def _train(
             expected="rows of split validation", got=0,
             run="--set train.early_stopping=0, or manifest.validation_share above 0",
         )  # fmt: skip
-    task = prepare_task(recipe, reader, training, student, held_out, folder, job.inputs.get("logits"))
+    with group.first_goes_first():
+        task = prepare_task(recipe, reader, training, student, held_out, folder, job.inputs.get("logits"))
     state = TrainingState(student, task.objective, config, job.work, group)
     check = partial(_check, state, held_out)
     loader = loader_of(recipe, reader, task.rows, group)
@@ -237,12 +238,8 @@ def loader_of(recipe: Recipe, reader: StoreReader, rows: np.ndarray, group: Grou
     config = recipe.train
     spread = config.rank_rows == "span"
     rank, world = (group.rank.rank, group.world) if spread else (0, 1)
-    if not group.is_first:
-        # Clusters are made once, by the first process, and found by the others.
-        group.wait()
-    draws = draws_of(reader, rows, recipe.sampling, recipe.paths.artifacts)
-    if group.is_first:
-        group.wait()
+    with group.first_goes_first():
+        draws = draws_of(reader, rows, recipe.sampling, recipe.paths.artifacts)
     clean = recipe.augment.view_target == "clean"
     return ShardLoader(
         reader, config.batch_size // world, config.seed, config.shuffle_rows, split="train", rank=rank,

@@ -20,6 +20,7 @@ from pipeline.training.step import Batch as Batch
 from pipeline.training.step import update as update
 
 LOG_EVERY = 20
+ASK_EVERY = 5
 
 
 class Loader(Protocol):
@@ -69,7 +70,7 @@ def fit(
         folder: gets ``checkpoint.safetensors`` and ``metrics.jsonl``; all processes read it.
         augment: changes log-mels; targets still hold, or it says how they are mixed.
         validate: figures of ``state.kept``; called every ``train.validate_every`` steps and at the end.
-        should_stop: of several processes, asked every ``LOG_EVERY`` steps; any one stops all.
+        should_stop: of several processes, asked every ``ASK_EVERY`` steps; any one stops all.
         run_name: how MLflow calls the run.
 
     Raises:
@@ -145,7 +146,7 @@ def _asked_to_stop(state: TrainingState, should_stop: Callable[[], bool]) -> boo
     if state.group.is_alone:
         return should_stop()
     # The processes have to agree on the step; asking at each would cost a message a step.
-    return state.step % LOG_EVERY == 0 and state.group.any(should_stop())
+    return state.step % ASK_EVERY == 0 and state.group.any(should_stop())
 
 
 def _add(

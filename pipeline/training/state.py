@@ -176,7 +176,7 @@ class TrainingState:
         tensors, _ = checkpoint.pack_optimiser(self.optimiser)
         tensors |= checkpoint.prefixed("model", self.model.state_dict())
         tensors |= checkpoint.prefixed("best", self.best)
-        tensors |= checkpoint.pack_rng(self.generator)
+        tensors |= checkpoint.pack_rng(self.generator, self.device)
         if self.average is not None:
             tensors |= checkpoint.prefixed("average", self.average.module.state_dict())
         return tensors
@@ -227,7 +227,7 @@ class TrainingState:
             checkpoint.load_module(self.average.module, found.group("average"), where)
             self.average.updates = values["averaged"]
         checkpoint.unpack_optimiser(self.optimiser, found.group("optimiser"), values["optimiser"])
-        checkpoint.unpack_rng(self.generator, found.group("rng"), self.group.rank.rank)
+        checkpoint.unpack_rng(self.generator, found.group("rng"), self.device, self.group.rank.rank)
         self.scaler.load_state_dict(values["scaler"])
         self.best = {name: value.to(self.device) for name, value in found.group("best").items()}
         self.step, self.finished, self.skipped = found.step, values["finished"], values["skipped"]

@@ -50,6 +50,8 @@ RUNS: dict[str, dict[str, Any]] = {
         "train.learning_rate": 1e-3,
     },
     "labels": {"train.control": "labels", "train.steps": 6, "train.probe_column": "label"},
+    # After the run that it starts from, which this recipe trains too: a second meeting of the processes.
+    "tuned": {"train.control": "labels", "train.steps": 6, "train.start_from": "run:{artifacts}/run/labels-seed0-*"},
 }  # fmt: skip
 
 
@@ -72,7 +74,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Job], s
     for name, keys in RUNS.items():
         lines += [f"[runs.{name}.set]", *(f'"{key}" = {json.dumps(value)}' for key, value in keys.items())]
     path = folder / "ranks.toml"
-    path.write_text("\n".join(lines))
+    path.write_text("\n".join(lines).replace("{artifacts}", str(folder)))
     recipe = recipes.load(path)
     artifact.finish(
         locations.manifest_folder(recipe), kind="manifest", config=locations.manifest_config(recipe), inputs={},
@@ -110,7 +112,7 @@ def _furthest(first: Path, second: Path) -> float:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", ["relational", "mixed", "frozen", "beyond", "labels"])
+@pytest.mark.parametrize("name", ["relational", "mixed", "frozen", "beyond", "labels", "tuned"])
 def test_two_processes_equal_one(trained: tuple[dict[str, Job], str], tmp_path: Path, name: str) -> None:
     """Pairs across processes, batch-norm statistics, augmentation, mixup, averages, micro-batches, memories."""
     job = trained[0][name]
@@ -161,7 +163,8 @@ def test_processes_that_read_their_own_rows_equal_one_that_reads_both(
 
 def test_the_first_process_alone_speaks_and_writes(trained: tuple[dict[str, Job], str]) -> None:
     jobs, printed = trained
-    assert printed.count("2 processes a run") == 1
+    # One meeting for the runs that start at random, one for the run that starts from another.
+    assert printed.count("2 processes a run") == 2
     assert printed.count("relational-seed0 starts") == 1
     for job in jobs.values():
         records = [json.loads(line) for line in (job.folder / "metrics.jsonl").read_text().splitlines()]
