@@ -171,12 +171,13 @@ class LossConfig(Section):
         return self.uses("contrastive") and self.contrastive_kind.startswith("cluster")
 
     def counted(self) -> dict[str, Any]:
-        """Return what a run's identity depends on: later keys only where they are not their default."""
+        """Return what a run's identity depends on: keys that came later only where they are used and set."""
         values = self.model_dump(mode="json")
         for name, field in type(self).model_fields.items():
+            term = max((one for one in TERMS if name.startswith(f"{one}_")), key=len, default=None)
+            unused = term is not None and not self.uses(term)
             # Which logits, and the names of their classes, are inputs of a run: their content counts.
-            if name in ("logits", "classes") or (
-                name not in FIRST_KEYS and getattr(self, name) == field.default
-            ):
+            elsewhere = name in ("logits", "classes")
+            if name not in FIRST_KEYS and (unused or elsewhere or getattr(self, name) == field.default):
                 del values[name]
         return values

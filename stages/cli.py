@@ -259,10 +259,16 @@ def show_recipe(
     keys: Annotated[
         bool, typer.Option("--keys", help="list every key, its default and meaning instead")
     ] = False,
+    list_: Annotated[
+        bool, typer.Option("--list", help="list the shipped recipes, a line each, instead")
+    ] = False,
 ) -> None:
-    """Print a recipe as the stages see it, defaults filled in."""
+    """Print a recipe as the stages see it, defaults filled in; or --list the shipped ones."""
     module = importlib.import_module("stages.recipe_reference")
-    typer.echo(module.keys() if keys else module.resolved(recipe, set_ or ()))
+    if list_:
+        typer.echo(module.shipped())
+    else:
+        typer.echo(module.keys() if keys else module.resolved(recipe, set_ or ()))
 
 
 @teachers_app.callback()

@@ -1,8 +1,10 @@
-"""``ossicle recipe``: a recipe as the stages see it, and every key that a recipe may hold."""
+"""``ossicle recipe``: a recipe as the stages see it, the shipped ones, and every key that a recipe may hold."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from typing import Any
 
 from pydantic import BaseModel
@@ -17,6 +19,23 @@ def resolved(reference: str, overrides: Sequence[str]) -> str:
     """Return the recipe with its defaults filled in, as dotted ``key = value`` lines that ``--set`` takes."""
     recipe = recipes.load(reference, overrides)
     return "\n".join(f"{key} = {value}" for key, value in _flat(recipe.model_dump(mode="json")))
+
+
+def shipped() -> str:
+    """Return every shipped recipe, one a line: its name and the first sentence of the comment that it opens with."""
+    found = {
+        path.stem: _first_sentence(path.read_text(encoding="utf-8"))
+        for path in recipes.SHIPPED.glob("*.toml")
+    }
+    width = max(map(len, found))
+    return "\n".join(f"{name:<{width}}  {sentence}" for name, sentence in sorted(found.items()))
+
+
+def _first_sentence(toml: str) -> str:
+    opening = takewhile(lambda line: line.startswith("#"), toml.splitlines())
+    text = " ".join(line.removeprefix("#").strip() for line in opening)
+    # A full stop within a name (et al., 2.0, M0-M3) is followed by no capital.
+    return re.split(r"(?<=[.?!])\s+(?=[A-Z])|\s+(?=ossicle |make )", text, maxsplit=1)[0]
 
 
 def keys() -> str:

@@ -37,7 +37,7 @@ OPTIONS = {
     "report": ["recipe", "--set"],
     "demo": ["recipe", "--set"],
     "doctor": [],
-    "recipe": ["recipe", "--set", "--keys"],
+    "recipe": ["recipe", "--set", "--keys", "--list"],
     "teachers show": ["name"],
     "teachers check": ["name", "--set"],
     "students show": ["name"],
@@ -118,6 +118,15 @@ def test_a_wrong_call_is_a_few_lines_and_no_traceback(
     assert words in done.stderr
     assert len(done.stderr.splitlines()) < 8
     assert not list(tmp_path.iterdir())
+
+
+def test_shipped_recipes_are_listed_with_what_they_say_of_themselves(tmp_path: Path) -> None:
+    done = ossicle("recipe", "--list", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    listed = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
+    assert set(listed) == {path.stem for path in (Path(cli.__file__).parent / "recipes").glob("*.toml")}
+    assert listed["east_magna"].startswith("EAsT's other task: Mobile FCN on MagnaTagATune's tags")
+    assert all(10 < len(sentence) < 400 and sentence[-1] in ".?" for sentence in listed.values()), listed
 
 
 def test_every_key_is_documented() -> None:
