@@ -174,7 +174,7 @@ class LossConfig(Section):
         """Return what a run's identity depends on: keys that came later only where they are used and set."""
         values = self.model_dump(mode="json")
         for name, field in type(self).model_fields.items():
-            term = max((one for one in TERMS if name.startswith(f"{one}_")), key=len, default=None)
+            term = max((one for one in TERMS if f"{name}_".startswith(f"{one}_")), key=len, default=None)
             unused = term is not None and not self.uses(term)
             # Which logits, and the names of their classes, are inputs of a run: their content counts.
             elsewhere = name in ("logits", "classes")

@@ -78,6 +78,11 @@ def test_a_schedule_survives_a_recipe_and_names_the_run_while_defaults_do_not() 
     assert set(Recipe().loss.counted()) == set(FIRST_KEYS)
     assert recipe.loss.counted()["angle"]["kind"] == "linear"
     assert set(LossConfig(kernel=1).counted()) == {*FIRST_KEYS, "kernel"}
+    assert set(LossConfig(distance_correlation=1).counted()) == {*FIRST_KEYS, "distance_correlation"}
+    # What only a term looks at counts where the term does.
+    assert set(LossConfig(hinton_temperature=2, angle_triplets=9).counted()) == set(FIRST_KEYS)
+    tags = LossConfig(tags=1, tags_temperature=2, hinton_temperature=2, logits="passt")
+    assert set(tags.counted()) == {*FIRST_KEYS, "tags", "tags_temperature"}
 
 
 def test_training_uses_and_logs_the_weight_of_the_step_and_validation_that_of_the_end() -> None:
