@@ -51,6 +51,7 @@ log = logging.getLogger(__name__)
 
 LOCK_FILE = ".lock"
 LOCK_WAIT_SECONDS = 60.0
+PARAMETER_SECTIONS = ("student", "targets", "loss", "relations", "sampling", "augment", "train")
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,7 @@ def _train(
     augment = augmentation(recipe, float(student.mean), float(student.std))
     fit(
         state, loader, job.folder, augment=augment, validate=check, on_progress=on_progress,
-        should_stop=should_stop, run_name=job.run.label,
+        should_stop=should_stop, run_name=job.run.label, parameters=parameters_of(recipe),
     )  # fmt: skip
     # Whole batches, of which every process takes its part.
     if state.average is not None and state.average.is_equal:
@@ -246,6 +247,17 @@ def loader_of(recipe: Recipe, reader: StoreReader, rows: np.ndarray, group: Grou
         world=world, mask=rows, draws=draws,
         targets=TargetRows(reader, clean_rows(reader), rows) if clean else None,
     )  # fmt: skip
+
+
+def parameters_of(recipe: Recipe) -> dict[str, str]:
+    """Return the keys that make the run what it is: the student, the seed and all that is not its default."""
+    found = {"student.name": recipe.student.name, "train.seed": str(recipe.train.seed)}
+    for section in PARAMETER_SECTIONS:
+        keys = getattr(recipe, section)
+        for name, field in type(keys).model_fields.items():
+            if getattr(keys, name) != field.default:
+                found[f"{section}.{name}"] = str(getattr(keys, name))
+    return found
 
 
 def augmentation(recipe: Recipe, mean: float, deviation: float) -> BatchAugmentation:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -59,6 +59,7 @@ def fit(
     on_progress: Callable[[Progress], None] = lambda progress: None,
     should_stop: Callable[[], bool] = lambda: False,
     run_name: str = "",
+    parameters: Mapping[str, str] | None = None,
 ) -> None:
     """Train from wherever ``folder``'s checkpoint left off until ``train.steps`` or early stopping.
 
@@ -71,7 +72,7 @@ def fit(
         augment: changes log-mels; targets still hold, or it says how they are mixed.
         validate: figures of ``state.kept``; called every ``train.validate_every`` steps and at the end.
         should_stop: of several processes, asked every ``ASK_EVERY`` steps; any one stops all.
-        run_name: how MLflow calls the run.
+        run_name: how MLflow calls the run; parameters: what it says of it, default ``[train]``.
 
     Raises:
         TrainingError: the loss or the gradient is not finite; the batch is in ``bad_batch_step<N>.safetensors``.
@@ -81,7 +82,9 @@ def fit(
     loader_state = state.restore(folder)
     if loader_state is not None:
         loader.load_state_dict(loader_state)
-    metrics = MetricsLog(folder, state.step, config, run_name=run_name, silent=not group.is_first)
+    metrics = MetricsLog(
+        folder, state.step, config, run_name=run_name, parameters=parameters, silent=not group.is_first
+    )
     guard = BufferGuard() if config.bad_batches else None
     batches = iter(loader)
     loss = float("nan")
@@ -94,7 +97,8 @@ def fit(
             compilation.settle(state, batch)
             terms = update(state, batch, augment, folder, guard)
             state.step += 1
-            _add(state.interval, terms, config.batch_size, waited, time.perf_counter() - started)
+            rows = len(batch.index) * (group.world if config.rank_rows == "span" else 1)
+            _add(state.interval, terms, rows, waited, time.perf_counter() - started)
             loss = loss if terms is None else terms["loss"]
             speed = state.interval.samples / state.interval.seconds
             if state.step % LOG_EVERY == 0 or state.step == config.steps:

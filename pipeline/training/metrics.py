@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ class MetricsLog:
         folder: the run's folder.
         resume_step: lines of later steps are dropped; they will be made again.
         config: ``tensorboard`` and ``mlflow``; default neither.
-        run_name: how MLflow calls the run.
+        run_name: how MLflow calls the run; parameters: what it says of it, default ``[train]``.
         silent: write nothing at all, for processes that are not the first.
 
     Raises:
@@ -36,6 +37,7 @@ class MetricsLog:
         config: TrainConfig | None = None,
         *,
         run_name: str = "",
+        parameters: Mapping[str, str] | None = None,
         silent: bool = False,
     ) -> None:
         self.path, self.silent = folder / FILE, silent
@@ -46,7 +48,8 @@ class MetricsLog:
         if config is not None and config.tensorboard:
             self._trackers.append(TensorBoardTracker(folder, resume_step))
         if config is not None and config.mlflow is not None:
-            self._trackers.append(MlflowTracker(folder, config, run_name or folder.name))
+            told = parameters or {key: str(value) for key, value in config.counted().items()}
+            self._trackers.append(MlflowTracker(folder, config.mlflow, run_name or folder.name, told))
 
     def append(self, record: dict[str, Any]) -> None:
         """Write one record, which has a ``step``. A number that is not finite is written as null."""

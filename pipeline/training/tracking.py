@@ -7,17 +7,19 @@ import logging
 import math
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.artifact import write_json
-from pipeline.config import TrainConfig
 from pipeline.errors import ConfigError, MissingDependencyError
 
 log = logging.getLogger(__name__)
 
 MLFLOW_FILE = "mlflow.json"
 EXPERIMENT = "ossicle"
+# What one request of MLflow takes.
+MOST_PARAMETERS, LONGEST_PARAMETER = 100, 500
 
 
 class Tracker(Protocol):
@@ -61,7 +63,7 @@ class MlflowTracker:
     A run that goes on sends the steps after its checkpoint again: the same numbers for the same steps.
     """
 
-    def __init__(self, folder: Path, config: TrainConfig, name: str) -> None:
+    def __init__(self, folder: Path, uri: str, name: str, parameters: Mapping[str, str]) -> None:
         try:
             # Its own telemetry is off: training tells nobody but the address that the recipe names.
             os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -71,22 +73,22 @@ class MlflowTracker:
             raise MissingDependencyError(
                 "train.mlflow is given and MLflow is not installed", run="pip install 'ossicle[mlflow]'"
             ) from error
-        assert config.mlflow is not None
         self._metric, self._error, self._lost = Metric, mlflow.MlflowException, False
         try:
-            self._client = mlflow.MlflowClient(tracking_uri=config.mlflow)
-            known = _known_run(self._client, folder / MLFLOW_FILE, config.mlflow)
+            self._client = mlflow.MlflowClient(tracking_uri=uri)
+            known = _known_run(self._client, folder / MLFLOW_FILE, uri)
             if known is None:
                 found = self._client.get_experiment_by_name(EXPERIMENT)
                 experiment = found.experiment_id if found else self._client.create_experiment(EXPERIMENT)
                 known = str(self._client.create_run(experiment, run_name=name).info.run_id)
-                parameters = [Param(key, str(value)) for key, value in config.counted().items()]
-                self._client.log_batch(known, params=parameters)
-                write_json(folder / MLFLOW_FILE, {"tracking_uri": config.mlflow, "run_id": known})
+                told = [Param(key, value[:LONGEST_PARAMETER]) for key, value in sorted(parameters.items())]
+                for start in range(0, len(told), MOST_PARAMETERS):
+                    self._client.log_batch(known, params=told[start : start + MOST_PARAMETERS])
+                write_json(folder / MLFLOW_FILE, {"tracking_uri": uri, "run_id": known})
             self._id = known
         except mlflow.MlflowException as error:
             raise ConfigError(
-                f"train.mlflow cannot be used: {config.mlflow}",
+                f"train.mlflow cannot be used: {uri}",
                 expected="sqlite:///FILE, or the address of a running MLflow server",
                 got=str(error).splitlines()[0], run="--set train.mlflow=null",
             ) from error  # fmt: skip

@@ -27,7 +27,7 @@ from pipeline.training.job import Job, run_job
 from pipeline.training.pool import PACKAGE_ROOT
 from pipeline.training.state import TrainingState
 from stages import locations
-from tests.training.rank_process import GONE_STATUS, train_together
+from tests.training.rank_process import BAD_STATUS, GONE_STATUS, train_together
 from tests.training.small_store import losses, small_changes, small_job, small_recipe, weights, write_store
 
 STEPS = 50
@@ -190,6 +190,17 @@ def test_any_process_killed_and_started_again_ends_with_the_same_bits(tmp_path: 
     assert train_together(parts) == [0, 0]
     assert weights(parts.folder) == weights(whole.folder)
     assert losses(parts.folder) == losses(whole.folder)
+
+
+def test_all_processes_stop_at_a_bad_batch_and_the_first_writes_it_whole(tmp_path: Path) -> None:
+    recipe = small_recipe(**{
+        "train.learning_rate": 1e30, "train.warmup_steps": 0, "train.clip_norm": None, "train.rank_rows": "span",
+    })  # fmt: skip
+    job = small_job(write_store(tmp_path / "store", recipe), tmp_path / "run", recipe)
+    assert train_together(job) == [BAD_STATUS, BAD_STATUS]
+    (path,) = job.folder.glob("bad_batch_step*.safetensors")
+    found = load_file(path)
+    assert len(set(found["index"].tolist())) == recipe.train.batch_size == len(found["log_mel"])
 
 
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:

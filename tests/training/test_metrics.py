@@ -75,15 +75,16 @@ def test_mlflow_has_the_run_its_keys_and_its_numbers_and_goes_on_with_it(tmp_pat
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     config = TrainConfig(mlflow=uri, steps=123)
     folder = tmp_path / "run"
+    told = {"student.name": "cnn4", **{f"loss.term{i}": "x" * 600 for i in range(120)}}
     for resume, steps in ((-1, (10, 20)), (20, (30,))):
-        log = MetricsLog(folder, resume, config, run_name="taught-seed0")
+        log = MetricsLog(folder, resume, config, run_name="taught-seed0", parameters=told)
         for step in steps:
             log.append({"step": step, "loss": step / 2, "gradient_norm": float("nan")})
         log.close()
     client = mlflow.MlflowClient(tracking_uri=uri)
     (run,) = client.search_runs([client.get_experiment_by_name("ossicle").experiment_id])
     assert (run.info.run_name, run.info.status) == ("taught-seed0", "FINISHED")
-    assert run.data.params["steps"] == "123"
+    assert run.data.params == {"student.name": "cnn4", **{f"loss.term{i}": "x" * 500 for i in range(120)}}
     history = client.get_metric_history(run.info.run_id, "loss")
     assert [(m.step, m.value) for m in history] == [(10, 5.0), (20, 10.0), (30, 15.0)]
     assert json.loads((folder / "mlflow.json").read_text())["run_id"] == run.info.run_id
