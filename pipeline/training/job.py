@@ -179,7 +179,10 @@ def _leave_at_random(
     student.to(device)
     dtype = autocast_dtype(config, device)
     figures = group.of_first(lambda: validate(student, None, held_out, config.batch_size, device, dtype))
-    metrics = MetricsLog(folder, -1, config, run_name=job.run.label, silent=not group.is_first)
+    metrics = MetricsLog(
+        folder, -1, config, run_name=job.run.label, parameters=parameters_of(job.run.recipe),
+        silent=not group.is_first,
+    )  # fmt: skip
     metrics.append({"step": 0, **figures})
     metrics.close()
     return student, {**figures, "steps": 0}
