@@ -46,7 +46,7 @@ class TargetTransform(nn.Module):
         kind: ``none``, ``standardise``, ``pca``, ``whiten`` or ``random``.
         mean: ``(dim,)``; scale: ``(dim,)``; matrix: ``(dim, components)``, identity-sized where unused.
         back: ``(components, dim)``, from targets back to standardised embeddings; empty unless projected.
-        widths: of the teachers' targets, which lie side by side; default one.
+        widths: of the targets that are followed each by itself; default one, of the whole row.
     """
 
     mean: Tensor
@@ -146,6 +146,7 @@ def fit(
     dimension = len(moments.mean)
     widths = tuple(widths) or (dimension,)
     shares = _shares(config, len(widths))
+    apart = widths if config.fusion == "heads" else ()
     summary: dict[str, float] = {"rows": moments.rows, "teacher_dim": dimension, "target_dim": dimension}
     covariance = moments.covariance
     deviation = np.sqrt(np.clip(np.diag(covariance), 0, None))
@@ -156,10 +157,10 @@ def fit(
     if config.transform == "none":
         # Weights alone are a scale about zero.
         kind = "none" if len(set(shares)) == 1 else "standardise"
-        return TargetTransform(kind, torch.zeros(dimension), weighted, eye, eye, widths), summary
+        return TargetTransform(kind, torch.zeros(dimension), weighted, eye, eye, apart), summary
     if config.transform == "standardise":
         scaled = torch.from_numpy(scale) * weighted
-        return TargetTransform("standardise", mean, scaled, eye, eye, widths), summary
+        return TargetTransform("standardise", mean, scaled, eye, eye, apart), summary
     parts: list[Projection] = []
     begin, lone = 0, len(widths) == 1
     for number, (width, share) in enumerate(zip(widths, shares, strict=True)):
@@ -182,7 +183,7 @@ def fit(
         summary["smallest_eigenvalue"] = min(float(one.eigenvalues[-1]) for one in parts)
     return TargetTransform(
         config.transform, mean, torch.from_numpy(scale), torch.from_numpy(matrix), torch.from_numpy(back),
-        tuple(one.matrix.shape[1] for one in parts),
+        tuple(one.matrix.shape[1] for one in parts) if apart else (),
     ), summary  # fmt: skip
 
 

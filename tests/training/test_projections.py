@@ -126,6 +126,8 @@ def test_heads_keep_teachers_apart(rows: np.ndarray, tmp_path: Path, kind: str) 
     transform, _ = targets.fit([loud], config, (10, 8))
     wanted = (10, 8) if kind in ("none", "standardise") else (4, 4)
     assert transform.widths == wanted
+    one = config.model_copy(update={"fusion": "concat"})
+    assert targets.fit([loud], one, (10, 8))[0].widths == (sum(wanted),)
     transform.save(tmp_path / "targets.safetensors", {})
     assert targets.load(tmp_path / "targets.safetensors").widths == wanted
     if kind == "random":

@@ -182,3 +182,7 @@ def test_terms_of_every_teacher_are_logged(tmp_path: Path) -> None:
     logged = next(line for line in lines if "loss" in line)
     assert {"feature", "feature_0", "feature_1", "distance", "distance_0", "distance_1"} <= logged.keys()
     assert logged["loss"] == pytest.approx(logged["feature"] + logged["distance"], rel=1e-4)
+    side_by_side = recipe_of({"targets.fusion": "concat", "train.steps": 20}, tmp_path)
+    summary = run_job(job_of(store, tmp_path / "concat", side_by_side)).summary
+    assert summary["targets"]["target_dim"] == 8 + SECOND_DIM
+    assert {key for key in summary if key.startswith("validation_feature")} == {"validation_feature"}
