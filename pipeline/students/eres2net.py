@@ -113,6 +113,7 @@ class Eres2Net(Student):
         in_channels: 1 for log-mel.
 
     Input ``(batch, in_channels, mels, frames)``, any number of frames; the published log-mel is not normalised.
+    Weights start as torch draws them, as the authors' do.
     """
 
     not_causal = None
@@ -148,9 +149,6 @@ class Eres2Net(Student):
         for number in (2, 3, 4, 5):
             self.add_module(f"fuse_mode{_digits(number)}", AttentionalFusion(outputs[number - 1]))
         self.pool = StatisticsPool()
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out")
 
     def maps(self, log_mel: Float[Tensor, "batch channels mels frames"]) -> Tensor:
         """Return the last fusion's maps ``(batch, dim, ceil(mels / 16), ceil(frames / 16))``."""
