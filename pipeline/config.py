@@ -33,6 +33,10 @@ from pipeline.teacher_config import TeacherConfig as TeacherConfig
 from pipeline.train_config import TrainConfig as TrainConfig
 from pipeline.view_config import ViewsConfig as ViewsConfig
 
+# Of two rows there is one distance, which is its own mean: these losses are 0 there, whatever the rows.
+TERMS_OF_THREE = ("distance", "angle", "distance_correlation", "kernel")
+LEAST_RELATED_ROWS = 3
+
 
 class PathsConfig(Section):
     """Where things go."""
@@ -192,7 +196,7 @@ class RunConfig(Section):
     set: dict[str, Any] = Field(
         {}, description='dotted keys changed for this run: {"student.name" = "micronet_m0"}'
     )
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
 
 
 class Recipe(Section):
@@ -233,6 +237,16 @@ class Recipe(Section):
             raise ValueError(
                 "augment.mixup_target = 'embedding' mixes teacher embeddings and leaves labels and logits whole: "
                 "--set augment.mixup_target=loss"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _relations_have_rows(self) -> Recipe:
+        few = self.train.batch_size < LEAST_RELATED_ROWS and not self.relations.queue_rows
+        if few and self.train.control == "none" and self.loss.uses(*TERMS_OF_THREE):
+            raise ValueError(
+                f"train.batch_size = {self.train.batch_size}: {', '.join(TERMS_OF_THREE)} say nothing of fewer than "
+                f"{LEAST_RELATED_ROWS} rows: a larger train.batch_size, or relations.queue_rows"
             )
         return self
 

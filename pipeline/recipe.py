@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -14,6 +15,11 @@ from pipeline.config import ManifestConfig, Recipe
 from pipeline.errors import ConfigError, near_matches
 from pipeline.input_config import MODEL_OF_KIND
 
+# Pydantic's names of types, as TOML has them.
+KINDS = {
+    "model_type": "a table: {key = value}", "dict_type": "a table: {key = value}",
+    "tuple_type": "a list: [value, value]",
+}  # fmt: skip
 _TOP = Path(__file__).resolve().parent.parent
 SHIPPED = _TOP / "stages" / "recipes"
 # In a wheel the data manifests travel inside the stages package; in a checkout they are at the top.
@@ -130,7 +136,7 @@ def _overridden(table: dict[str, Any], overrides: Iterable[str]) -> dict[str, An
         key, separator, text = override.partition("=")
         if not separator or not key.strip():
             raise ConfigError("--set wants key=value", got=override, run="--set student.name=micronet_m0")
-        _assign(table, key.strip(), _parse(text.strip()))
+        _assign(table, key.strip(), _parse(text.strip(), key.strip()))
     return table
 
 
@@ -158,11 +164,27 @@ def expand(recipe: Recipe) -> list[Run]:
     return runs
 
 
-def _parse(text: str) -> Any:
+def _parse(text: str, key: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        return None if text in ("null", "none") else text
+        # none is a choice of some keys (targets.head) and no value of others (train.clip_norm).
+        return None if text == "null" or (text == "none" and "none" not in _choices(key)) else text
+
+
+def _choices(key: str) -> tuple[Any, ...]:
+    """Return the closed list of values that ``key`` takes, or nothing where it takes others too."""
+    *parents, leaf = key.split(".")
+    model: type[BaseModel] = Recipe
+    for part in parents:
+        field = model.model_fields.get(part)
+        if field is None or not (
+            isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        ):
+            return ()
+        model = field.annotation
+    field = model.model_fields.get(leaf)
+    return get_args(field.annotation) if field is not None and get_origin(field.annotation) is Literal else ()
 
 
 def _without_nulls(value: Any) -> Any:
@@ -184,20 +206,39 @@ def _validate(table: dict[str, Any], where: str) -> Recipe:
     try:
         return Recipe.model_validate(table)
     except ValidationError as error:
-        lines = []
-        for detail in error.errors():
-            key = ".".join(str(part) for part in detail["loc"])
-            message = detail["msg"].removeprefix("Value error, ")
-            if detail["type"] == "extra_forbidden":
-                message = f"unknown key; {near_matches(str(detail['loc'][-1]), _keys(detail['loc'][:-1]))}"
-            elif detail["type"] == "union_tag_invalid":
-                message = f"no such kind; {near_matches(detail['ctx']['tag'], MODEL_OF_KIND)}"
-            elif detail["type"] == "union_tag_not_found":
-                message = f"an input without a kind; known: {', '.join(MODEL_OF_KIND)}"
-            lines.append(f"{key or 'recipe'}: {message}")
+        lines = _told(error)
         raise ConfigError(
             f"{where}: " + "; ".join(lines), run="ossicle recipe --keys lists every key"
         ) from error
+
+
+def _told(error: ValidationError) -> list[str]:
+    """Return what is wrong with each key, once a key, without pydantic's names of a union's members."""
+    told: dict[str, list[str]] = {}
+    for detail in error.errors():
+        location = tuple(part for part in detail["loc"] if not _names_a_member(part))
+        message = detail["msg"].removeprefix("Value error, ")
+        if detail["type"] == "extra_forbidden":
+            message = f"unknown key; {near_matches(str(location[-1]), _keys(location[:-1]))}"
+        elif detail["type"] == "union_tag_invalid":
+            message = f"no such kind; {near_matches(detail['ctx']['tag'], MODEL_OF_KIND)}"
+        elif detail["type"] == "union_tag_not_found":
+            message = f"an input without a kind; known: {', '.join(MODEL_OF_KIND)}"
+        elif detail["type"] in KINDS:
+            message = f"Input should be {KINDS[detail['type']]}"
+        elif detail["type"] == "string_pattern_mismatch":
+            message = f"Input should look like {detail['ctx']['pattern']}"
+        told.setdefault(".".join(map(str, location)), []).append(message)
+    return [f"{key or 'recipe'}: {'; or: '.join(messages)}" for key, messages in told.items()]
+
+
+def _names_a_member(part: int | str) -> bool:
+    """Whether ``part`` of an error's place names a member of a union, not a key."""
+    return isinstance(part, str) and (
+        part in ("float", "int", "str", "bool")
+        or not re.fullmatch(r"[\w /.:-]*", part)
+        or part.startswith("constrained-")
+    )
 
 
 def _keys(location: tuple[int | str, ...]) -> list[str]:
