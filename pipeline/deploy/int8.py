@@ -256,9 +256,11 @@ def _choose(
 
 
 def _symbolic_shapes_work(path: Path) -> bool:
+    model = onnx.load(str(path))
     try:
-        with quiet_exporter():
-            SymbolicShapeInference.infer_shapes(onnx.load(str(path)))
+        # Where it gives up, it leaves its graph in the current folder.
+        with quiet_exporter(), tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):
+            SymbolicShapeInference.infer_shapes(model)
     except Exception as error:
         # An optional pass that raises bare Exception (MobileViT's unfold) or TypeError (reductions of opset
         # 18 and up) on good graphs; the exporter's own shapes stand in for it.
