@@ -79,7 +79,7 @@ class DynamicConv(nn.Module):
         outputs, inputs, kernel, _ = self.shape
         mixture = torch.softmax(self.residuals(context) / self.temperature, dim=-1)
         weight = mixture @ self.weight[0, 0]
-        batch, mels, frames = len(x), x.shape[2], x.shape[3]
+        batch, mels, frames = x.shape[0], x.shape[2], x.shape[3]
         if self.groups == 1:
             # One matrix a clip: four times as fast on a CPU as a convolution of batch groups.
             matrices = weight.reshape(batch, outputs, inputs)
@@ -242,6 +242,7 @@ class DyMN(Student):
         in_channels: input channels, 1 for log-mel.
         num_classes: 0 gives the embedding; more adds the published classifier on the last map.
         temperature: of every softmax over kernels; :meth:`set_temperature` changes it.
+        rows: the blocks, published those of MobileNetV3-large.
 
     Input ``(batch, in_channels, mels, frames)``, any size from 1 x 1.
     """
@@ -256,15 +257,16 @@ class DyMN(Student):
         in_channels: int = 1,
         num_classes: int = 0,
         temperature: float = INITIAL_TEMPERATURE,
+        rows: tuple[Row, ...] = ROWS,
     ) -> None:
         rounded = channels_at(width)
         channels = rounded(STEM_CHANNELS * width)
-        last = LAST_EXPANSION * rounded(ROWS[-1].channels * width)
+        last = LAST_EXPANSION * rounded(rows[-1].channels * width)
         super().__init__(last, embedding_dim)
         self.layers = nn.ModuleList()
         least, most = rounded(LEAST_CONTEXT * width), rounded(MOST_CONTEXT * width)
         inputs = channels
-        for row in ROWS:
+        for row in rows:
             hidden, outputs = rounded(row.hidden * width), rounded(row.channels * width)
             context = min(max(rounded(hidden // CONTEXT_RATIO), least), most)
             self.layers.append(DynamicInvertedResidual(inputs, hidden, outputs, context, row, temperature))

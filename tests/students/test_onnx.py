@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pipeline.config import StudentConfig
 from pipeline.students import build_student
+from pipeline.students.checker import Clips, measure_statistics
 from pipeline.students.dymn import DyMN
 from pipeline.students.mobilenetv3 import ROWS
 from pipeline.students.mobilevitv2 import MobileVitBlock
@@ -61,7 +62,8 @@ def test_onnx_runtime_agrees_at_other_lengths_and_batches(
 def test_dymn_s_kernels_follow_any_batch(tmp_path: Path) -> None:
     # The first five of fifteen blocks have every kind of part: all of them take the exporter a minute.
     torch.manual_seed(0)
-    student = NormalisedStudent(DyMN(width=0.1, rows=ROWS[:5], temperature=2.0), mean=-6.0, std=4.0).eval()
+    student = NormalisedStudent(DyMN(width=0.1, rows=ROWS[:5], temperature=2.0), mean=-6.0, std=4.0)
+    measure_statistics(student, Clips(32))
     session = export(student, (2, 1, 32, 45), tmp_path / "dymn.onnx")
     assert session.get_inputs()[0].shape == ["batch", 1, 32, "time"]
     for batch, frames in [(1, 1), (1, 45), (3, 60), (5, 131)]:
