@@ -33,9 +33,9 @@ from pipeline.teacher_config import TeacherConfig as TeacherConfig
 from pipeline.train_config import TrainConfig as TrainConfig
 from pipeline.view_config import ViewsConfig as ViewsConfig
 
-# Of two rows there is one distance, which is its own mean: these losses are 0 there, whatever the rows.
-TERMS_OF_THREE = ("distance", "angle", "distance_correlation", "kernel")
-LEAST_RELATED_ROWS = 3
+# Of two rows there is one distance, which is its own mean: these losses are constant there, whatever the rows. The
+# unbiased kernel alignment wants one row more.
+LEAST_ROWS = {"distance": 3, "angle": 3, "distance_correlation": 3, "kernel": 3}
 
 
 class PathsConfig(Section):
@@ -242,12 +242,14 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _relations_have_rows(self) -> Recipe:
-        few = self.train.batch_size < LEAST_RELATED_ROWS and not self.relations.queue_rows
-        if few and self.train.control == "none" and self.loss.uses(*TERMS_OF_THREE):
-            raise ValueError(
-                f"train.batch_size = {self.train.batch_size}: {', '.join(TERMS_OF_THREE)} say nothing of fewer than "
-                f"{LEAST_RELATED_ROWS} rows: a larger train.batch_size, or relations.queue_rows"
-            )
+        rows = self.train.batch_size + self.relations.queue_rows
+        for term in LEAST_ROWS if self.train.control == "none" else ():
+            least = LEAST_ROWS[term] + (term == "kernel" and self.loss.kernel_unbiased)
+            if self.loss.uses(term) and rows < least:
+                raise ValueError(
+                    f"loss.{term} says nothing of fewer than {least} rows, and train.batch_size is "
+                    f"{self.train.batch_size}: --set train.batch_size={least} or more, or relations.queue_rows"
+                )
         return self
 
     @model_validator(mode="before")

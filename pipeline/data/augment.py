@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pipeline.config import LogMelConfig
 from pipeline.data_config import AUGMENTATIONS as AUGMENTATIONS
+from pipeline.data_config import WHERE_EXACT
 from pipeline.data_config import Augmentation as Augmentation
 from pipeline.errors import ConfigError, near_matches
 
@@ -176,4 +177,7 @@ def _mask(
 
 def _check_limit(limit: int, length: int, name: str) -> None:
     if not 0 <= limit <= length:
-        raise ConfigError(f"{name} cannot reach that far", expected=f"0 to {length}", got=limit)
+        raise ConfigError(
+            f"{name} cannot reach that far", expected=f"0 to {length}", got=limit,
+            run=f"--set {WHERE_EXACT[name]}={length} or less",
+        )  # fmt: skip

@@ -31,7 +31,8 @@ QUIET = Console(quiet=True)
 SMALL: dict[str, Any] = {
     "embed.window_seconds": 1.0, "embed.shard_rows": 16, "embed.chunk_rows": 8, "embed.workers": 1, "jobs": 1,
     "train.steps": 2, "train.batch_size": 8, "train.warmup_steps": 1, "train.validate_every": 1, "train.amp": "off",
-    "train.early_stopping": 0, "student.width": 0.25, "sampling.epoch_rows": None, "sampling.clusters": 4,
+    "train.early_stopping": 0, "train.time_mask_frames": 8, "student.width": 0.25, "sampling.epoch_rows": None,
+    "sampling.clusters": 4,
     "manifest.validation_share": 0.2,
 }  # fmt: skip
 SMALL_TEACHERS = (

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from pipeline import recipe as recipes
+from pipeline.data.augment import time_mask
 from pipeline.errors import ConfigError
 
 
@@ -62,6 +64,18 @@ def test_losses_that_say_nothing_of_two_rows_want_three(term: str) -> None:
         == 64
     )
     assert recipes.load("demo", [*alone, "train.batch_size=2", "train.control=random"]).train.batch_size == 2
+
+
+def test_the_unbiased_alignment_wants_four_rows() -> None:
+    wanted = ["loss.feature=0", "loss.kernel=1", "loss.kernel_unbiased=true"]
+    with pytest.raises(ConfigError, match="fewer than 4 rows"):
+        recipes.load("demo", [*wanted, "train.batch_size=3"])
+    assert recipes.load("demo", [*wanted, "train.batch_size=4"]).loss.kernel_unbiased
+
+
+def test_a_mask_too_long_names_its_key() -> None:
+    with pytest.raises(ConfigError, match=r"--set train\.time_mask_frames=20"):
+        time_mask(torch.zeros(2, 8, 20), 21, 0.0, torch.Generator())
 
 
 def test_a_run_without_seeds_is_refused() -> None:
