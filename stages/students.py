@@ -47,7 +47,7 @@ def show(name: str, *, console: Console) -> None:
     """
     from pipeline.measure import student_catalogue as catalogue
     from pipeline.students.options import kind_of
-    from pipeline.students.published import fitting
+    from pipeline.students.published import StudentCheckpoint, fitting
     from pipeline.students.registry import students
 
     builder = students.get(name)
@@ -59,7 +59,12 @@ def show(name: str, *, console: Console) -> None:
             stated = ", ".join(filter(None, (form.stated_parameters, form.stated_macs))) or "no counts"
             console.print(f"  published, {form.form}: {stated} ({form.source})", soft_wrap=True, markup=False)
     for entry in fitting(name):
-        console.print(f"student.weights: {', '.join(entry.file_names)}", soft_wrap=True, markup=False)
+        keys: dict[str, object] = {}
+        if isinstance(entry, StudentCheckpoint):
+            keys = {"width": entry.width, **entry.options}
+        told = f" ({', '.join(f'{key} = {value}' for key, value in keys.items())})" if keys else ""
+        files = ", ".join(entry.file_names)
+        console.print(f"student.weights: {files}{told}", soft_wrap=True, markup=False)
         for what, value in (
             ("published at", entry.published_at), ("SHA-256", entry.sha256 or "not known here"),
             ("licence", entry.licence), ("citation", entry.citation), ("note", entry.note),
@@ -122,8 +127,10 @@ def check(reference: str, overrides: list[str] | None, *, console: Console) -> b
 
 
 def declared(reference: str, overrides: list[str]) -> tuple[StudentConfig, LogMelConfig | None]:
-    """Return the student that ``reference`` names, and the frontend where a recipe file says it."""
+    """Return the student that ``reference`` names, and the frontend where a recipe file or ``--set`` says it."""
     if reference.endswith(".toml"):
         recipe = recipes.load(reference, overrides)
         return recipe.student, recipe.embed.frontend
-    return recipes.overridden([f"student.name={reference}", *overrides]).student, None
+    recipe = recipes.overridden([f"student.name={reference}", *overrides])
+    told = any(override.strip().startswith("embed.frontend") for override in overrides)
+    return recipe.student, recipe.embed.frontend if told else None
