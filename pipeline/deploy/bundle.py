@@ -143,6 +143,7 @@ def write_frontend(config: LogMelConfig, path: Path, settings: ExportConfig) -> 
 def metadata_of(description: SavedStudent, job: Job) -> ExportMetadata:
     """Return what the exported files say about themselves."""
     teacher = description.teacher
+    start = description.started_from
     return ExportMetadata(
         frontend=description.frontend,
         mean=description.mean,
@@ -154,4 +155,9 @@ def metadata_of(description: SavedStudent, job: Job) -> ExportMetadata:
         teacher_credit=teacher.citation if teacher else "",
         run=job.label,
         run_digest=job.inputs["run"],
-    )
+        extra={} if start is None else {
+            "started_from": f"{start.file} (SHA-256 {start.sha256})",
+            "started_from_licence": start.licence,
+            "started_from_credit": start.citation,
+        },
+    )  # fmt: skip

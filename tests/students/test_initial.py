@@ -208,3 +208,19 @@ def test_every_table_names_a_student_that_builds_at_its_width(name: str) -> None
     assert any(True for _ in network.parameters())
     assert re.search(r"(19|20)\d\d", entry.citation)
     assert entry in fitting(entry.student)
+
+
+def test_an_exported_file_credits_what_it_started_from(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    from pipeline.config import ExportConfig
+    from pipeline.deploy.bundle import Job, metadata_of
+
+    _, started = start(published().state_dict(), tmp_path / "mn01_as_mAP_298.pt")
+    config = StudentConfig(name="mn10", width=WIDTH)
+    trained = NormalisedStudent(build_student(config, 40), mean=-5.0, std=3.0)
+    saved = save_student(tmp_path / "run", trained, config, LogMelConfig(mels=40), started_from=started)
+    job = Job("a-seed0", tmp_path, tmp_path, tmp_path, ExportConfig(), {}, {"run": "0" * 64})
+    properties = metadata_of(saved, job).properties()
+    assert properties["ossicle.started_from_licence"] == "MIT"
+    assert "mn01_as_mAP_298.pt" in properties["ossicle.started_from"]
+    assert "ICASSP 2023" in properties["ossicle.started_from_credit"]
