@@ -85,10 +85,11 @@ def spec_augment(
     per_clip: bool = True,
 ) -> Float[Tensor, "batch mels frames"]:
     """Return ``log_mel`` with bands and spans of each clip set to ``fill``; limit 0 masks nothing."""
-    for _ in range(freq_masks):
-        log_mel = frequency_mask(log_mel, freq_mask_rows, fill, generator, per_clip=per_clip)
-    for _ in range(time_masks):
-        log_mel = time_mask(log_mel, time_mask_frames, fill, generator, per_clip=per_clip)
+    given = log_mel
+    masks = [(1, freq_mask_rows)] * freq_masks + [(2, time_mask_frames)] * time_masks
+    for axis, limit in masks:
+        # The first mask copies the batch; further ones may write into that copy.
+        log_mel = _mask(log_mel, limit, fill, generator, axis, per_clip, in_place=log_mel is not given)
     return log_mel
 
 
@@ -163,7 +164,13 @@ def draw_spans(
 
 
 def _mask(
-    log_mel: Tensor, limit: int, fill: float, generator: torch.Generator, axis: int, per_clip: bool
+    log_mel: Tensor,
+    limit: int,
+    fill: float,
+    generator: torch.Generator,
+    axis: int,
+    per_clip: bool,
+    in_place: bool = False,
 ) -> Tensor:
     length = log_mel.shape[axis]
     _check_limit(limit, length, "frequency_mask" if axis == 1 else "time_mask")
@@ -172,8 +179,9 @@ def _mask(
     start, end = draw_spans(log_mel.shape[0] if per_clip else 1, length, limit, generator)
     place = torch.arange(length)
     hidden = (place >= start[:, None]) & (place < end[:, None])
-    # A third faster on a CPU than masked_fill with the same broadcast mask.
-    return torch.where(hidden.unsqueeze(3 - axis).to(log_mel.device), fill, log_mel)
+    hidden = hidden.unsqueeze(3 - axis).to(log_mel.device)
+    # A third faster on a CPU than a copying masked_fill with the same broadcast mask.
+    return log_mel.masked_fill_(hidden, fill) if in_place else torch.where(hidden, fill, log_mel)
 
 
 def _check_limit(limit: int, length: int, name: str) -> None:
