@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from pipeline.embedding import pool
 from pipeline.recipe import Run
 from pipeline.training.job import run_job
 from stages import distill, embed, finetune, manifest
-from tests.e2e.published_datasets import DATASETS
+from tests.e2e.published_datasets import DATASETS, tau
 from tests.e2e.published_teachers import trusted
 from tests.golden import golden_vectors as golden
 from tests.stages.in_process import embed_shards
@@ -70,6 +70,21 @@ def test_recipe_runs_to_trained_students(name: str, tmp_path: Path, monkeypatch:
         assert len(trained) >= 3
 
 
+@pytest.mark.skipif(not WHOLE, reason="fine-tunes every teacher: make recipes")
+@pytest.mark.timeout(1_800)
+def test_every_scene_teacher_is_fine_tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    golden.recipe()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    tau(tmp_path / "data")
+    names = set(recipes.load("tau_teachers").runs)
+    fine_tune_teachers(tmp_path / "weights", names)
+    folders = Path("artifacts/finetune").glob("tau_teachers-*-seed*")
+    found = {path.name.split("-")[1]: artifact.read(path).summary for path in folders}
+    assert set(found) == names
+    assert all(0 <= summary["accuracy"] <= 1 for summary in found.values())
+
+
 def shrunk(recipe: Recipe, weights: Path) -> Recipe:
     """Return the recipe at a size for tests, its teachers' files written."""
     dumped = recipe.model_dump(mode="python")
@@ -112,15 +127,11 @@ def chosen(runs: Iterable[Run]) -> list[Run]:
     return list(found.values())
 
 
-def fine_tune_teachers(weights: Path) -> None:
-    """Fine-tune what good_teacher's ensembles are made of; PaSST's file is one of ours."""
+def fine_tune_teachers(weights: Path, names: Collection[str] = ("cp_resnet_dirfms", "passt_dirfms")) -> None:
+    """Fine-tune what good_teacher's ensembles are made of, or ``names``; PaSST's file is one of ours."""
     teachers = recipes.load("tau_teachers", SMALL_TEACHERS)
     passt = trusted({"name": "passt_s", "options": {}}, weights)
-    runs = {
-        name: run.model_dump()
-        for name, run in teachers.runs.items()
-        if name.endswith("resnet_dirfms") or name == "passt_dirfms"
-    }
+    runs = {name: run.model_dump() for name, run in teachers.runs.items() if name in names}
     runs["passt_dirfms"]["set"] |= {"finetune.teacher": passt}
     manifest.run(teachers, console=QUIET)
     finetune.run(recipes.change(teachers, {"runs": runs, "headline": None}), console=QUIET)
