@@ -24,7 +24,9 @@ ROOT = Path(__file__).parents[2]
 RANDOM = Sampling("random", 2, 0)
 
 
-def start(place: str | Path, budget: int, seconds: float, log: Path) -> subprocess.Popen[str]:
+def start(
+    place: str | Path, budget: int, seconds: float, log: Path, together: int = 1
+) -> subprocess.Popen[str]:
     command = [
         sys.executable,
         "-m",
@@ -34,6 +36,7 @@ def start(place: str | Path, budget: int, seconds: float, log: Path) -> subproce
         str(budget),
         str(seconds),
         str(log),
+        str(together),
     ]
     return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
@@ -74,7 +77,7 @@ def test_two_processes_do_each_trial_once_and_no_more_than_the_budget(tmp_path: 
     log, budget = tmp_path / "done.txt", 8
     if kind == "sqlite":
         SharedStudy(place, "shared", ["maximize"], RANDOM)  # the schema is there before two want to make it
-    both = [start(place, budget, 0.15, log) for _ in range(2)]
+    both = [start(place, budget, 0.05, log, together=2) for _ in range(2)]
     let_go(*both)
     assert [process.wait(240) for process in both] == [0, 0]
     done = [row.split() for row in log.read_text().splitlines()]

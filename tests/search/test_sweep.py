@@ -137,8 +137,8 @@ def test_draws_that_cannot_be_are_refused_one_by_one(tmp_path: Path, monkeypatch
 
 
 def test_a_killed_sweep_goes_on_with_the_trial_it_was_at(tmp_path: Path) -> None:
-    steps = 400
-    small_study(tmp_path, **{"train.steps": steps, "train.validate_every": 20, "sweep.pruner": "none"})
+    steps = 200
+    small_study(tmp_path, **{"train.steps": steps, "train.validate_every": 10, "sweep.pruner": "none"})
     command = [
         sys.executable, "-m", "stages.cli", "sweep", str(tmp_path / "small.toml"), "--trials", "1",
         "--set", "train.learning_rate={low=1e-3, high=1e-2}",
