@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pipeline.students.running import LastMean, RunningDeviation, RunningMax
+from pipeline.students.running import LastMean, RunningDeviation, RunningMax, root
 
 DEVIATION_EPSILON = 1e-8
 
@@ -51,7 +51,7 @@ class StatisticsPool(nn.Module):
         maps = maps.float()
         mean = maps.mean(dim=3)
         squares = (maps - mean[..., None]).square().sum(dim=3)
-        deviation = torch.sqrt(squares / torch.sym_max(maps.shape[3] - 1, 1) + DEVIATION_EPSILON)
+        deviation = root(squares / torch.sym_max(maps.shape[3] - 1, 1), DEVIATION_EPSILON)
         return torch.cat([mean.flatten(1), deviation.flatten(1)], dim=1)
 
 

@@ -144,7 +144,13 @@ class RunningDeviation(Running):
             self.carried = (mean, variance, heard)
         heard = heard.clamp(max=self.limit)
         unbiased = variance * (heard / (heard - 1.0).clamp(min=1.0))
-        return mean, torch.sqrt(unbiased + self.epsilon)
+        return mean, root(unbiased, self.epsilon)
+
+
+def root(variance: Float[Tensor, "*shape"], epsilon: float) -> Float[Tensor, "*shape"]:
+    """Return ``sqrt(variance + epsilon)``, ``epsilon`` above 0."""
+    # The ONNX exporter drops a constant of 1e-8 from a sum as if it were 0: scaled up, it is 1.
+    return torch.sqrt(variance / epsilon + 1.0) * epsilon**0.5
 
 
 def running_weights(

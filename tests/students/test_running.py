@@ -94,7 +94,7 @@ def test_running_deviation_is_the_weighted_one(memory: int | None) -> None:
 
 def test_without_memory_the_deviation_is_torchs_unbiased_one() -> None:
     x = signal()
-    mean, deviation = RunningDeviation(0.0)(x)
+    mean, deviation = RunningDeviation(1e-8)(x)
     torch.testing.assert_close(mean, x.mean(-1))
     torch.testing.assert_close(deviation, x.std(-1))
 
