@@ -150,7 +150,8 @@ class RunningDeviation(Running):
 def root(variance: Float[Tensor, "*shape"], epsilon: float) -> Float[Tensor, "*shape"]:
     """Return ``sqrt(variance + epsilon)``, ``epsilon`` above 0."""
     # The ONNX exporter drops a constant of 1e-8 from a sum as if it were 0: scaled up, it is 1.
-    return torch.sqrt(variance / epsilon + 1.0) * epsilon**0.5
+    scaled: Tensor = torch.sqrt(variance / epsilon + 1.0)
+    return scaled * float(epsilon**0.5)
 
 
 def running_weights(
