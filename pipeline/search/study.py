@@ -8,6 +8,7 @@ its content. Trial states mean: COMPLETE = it has its value, PRUNED = stopped fo
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 import time
@@ -113,10 +114,15 @@ class SharedStudy:
             )  # fmt: skip
 
     def _seed(self, seed: int) -> int:
-        # Two processes with one seed would draw the same values, and one that goes on those it has drawn before:
-        # each has a place among all that ever came, and a number of trials that it found.
-        places = [key for key in self.study.user_attrs if key.startswith(_BEAT)]
-        return seed + 1_000_003 * places.index(_BEAT + str(self.worker)) + 7_919 * len(self.trials())
+        # Two processes with one seed would draw the same values, and one that goes on those it has drawn before.
+        # Alone at the beginning a process keeps the seed, so that a study of one can be had again.
+        others = [
+            key for key in self.study.user_attrs if key.startswith(_BEAT) and key != _BEAT + str(self.worker)
+        ]
+        begun = len(self.trials())
+        if not others and not begun:
+            return seed
+        return int(hashlib.sha256(f"{seed} {self.worker} {begun}".encode()).hexdigest()[:8], 16)
 
     def beat(self) -> None:
         """Leave a sign of life."""
