@@ -121,7 +121,6 @@ class ShardRenderer:
                 shard, first - start, len(rows), waves, tuple(rejects), last=first + size >= stop
             )
 
-
     def _plan(self, first: int, stop: int) -> list[dict[str, Any]]:
         """Return those rows of the plan, with the columns that rendering reads."""
         rows = self.writer.rows.iloc[first:stop]

@@ -88,9 +88,7 @@ def receptive_field(student: Student, mels: int) -> ReceptiveField:
     for module in probe.modules():
         if isinstance(module, Running):
             module.register_forward_hook(follow.running)
-    log_mel = torch.empty(
-        1, 1, mels, PROBE_FRAMES, device="meta", dtype=next(probe.parameters()).dtype
-    )
+    log_mel = torch.empty(1, 1, mels, PROBE_FRAMES, device="meta", dtype=next(probe.parameters()).dtype)
     follow.seen[log_mel] = _Seen(0, 0, 1, axis=3)
     with torch.no_grad(), follow:
         embedding = probe(log_mel)
