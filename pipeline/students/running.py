@@ -155,14 +155,14 @@ def root(variance: Float[Tensor, "*shape"], epsilon: float) -> Float[Tensor, "*s
 
 
 def running_weights(
-    count: Float[Tensor, " one"], steps: int, limit: int
+    count: Float[Tensor, " one"], steps: int | torch.SymInt, limit: int
 ) -> tuple[Float[Tensor, "steps steps"], Float[Tensor, " steps"]]:
     """Return the running mean of the next ``steps`` steps as one matrix, after ``count`` steps.
 
     ``mean_i = sum_j weights[i, j] x_j + kept[i] mean_count``: the product of the recursion's factors
     ``1 - 1 / min(l, limit)`` written out. ``count`` may stand still at ``limit``, for beyond it no weight changes.
     """
-    i = count + torch.arange(1, steps + 1, device=count.device)
+    i = count + torch.arange(1, steps + 1, device=count.device)  # type: ignore[arg-type]
     decay = torch.full((1,), 1.0 - 1.0 / limit, device=count.device)
     share = 1.0 / i.clamp(max=limit)
     later = i[:, None] - i.clamp(min=limit)[None, :]

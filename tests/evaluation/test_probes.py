@@ -85,13 +85,13 @@ def test_shuffled_labels_score_chance() -> None:
 
 def test_blas_runs_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    original = probes._model
+    original = probes.probe_model
 
     def spying(*args: object) -> object:
         seen.extend(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
         return original(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(probes, "_model", spying)
+    monkeypatch.setattr(probes, "probe_model", spying)
     embedding, labels, folds = clusters(1.0)
     predict("linear", embedding, labels, folds, ProbeSettings())
     assert seen

@@ -135,7 +135,7 @@ def test_students_train(kind: type[MobileNetV3] | type[DyMN]) -> None:
 
 
 def test_dymn_temperature() -> None:
-    assert [temperature_at(epoch) for epoch in (0, 10, 28, 200)] == [30.0, 20.0, 2.0, 1.0]
+    assert [temperature_at(epoch) for epoch in (0.0, 10.0, 28.0, 200.0)] == [30.0, 20.0, 2.0, 1.0]
     torch.manual_seed(0)
     network = calibrated(DyMN(width=0.1))
     assert isinstance(network, DyMN)
