@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import Any
 
 import torch
@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from pipeline.config import Section, StudentConfig
 from pipeline.errors import ConfigError
+from pipeline.registry import loaded
 from pipeline.students.base import Student
 from pipeline.students.options import NoOptions
-from pipeline.students.registry import GROUP
 
 TRIED_FRAMES = 100
 
@@ -51,30 +51,13 @@ class ModuleStudent(Student):
         return embedding.float()
 
 
-def found() -> dict[str, EntryPoint]:
-    """Return the installed entry points by name; of two with one name, the first distribution's."""
-    return {entry.name: entry for entry in reversed(tuple(entry_points(group=GROUP)))}
-
-
 def builder(entry: EntryPoint) -> Callable[..., Student]:
     """Return the builder of an entry point; what it names is imported here.
 
     Raises:
         ConfigError: it cannot be imported, or is no builder and no module class.
     """
-    source = f"{entry.value} of {entry.dist.name if entry.dist else 'an unknown distribution'}"
-    try:
-        target: Any = entry.load()
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"the entry point of student {entry.name!r} cannot be imported", expected=source, got=str(error)
-        ) from error
-    if not callable(target):
-        raise ConfigError(
-            f"the entry point of student {entry.name!r} is no builder",
-            expected="build(config, mels), or a torch.nn.Module class",
-            got=type(target).__name__,
-        )
+    target, source = loaded(entry, "student", "build(config, mels), or a torch.nn.Module class")
     is_class = isinstance(target, type) and issubclass(target, nn.Module)
 
     def build(config: StudentConfig, mels: int) -> Student:

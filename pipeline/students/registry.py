@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
 from pipeline.registry import Registry
@@ -13,30 +11,7 @@ if TYPE_CHECKING:
     from pipeline.config import StudentConfig
     from pipeline.students.base import Student
 
-GROUP = "ossicle.students"
-
-
-class Students(Registry["Student"]):
-    """The registry, with other distributions' entry points beside our own; a name of ours is never taken by one."""
-
-    def own_names(self) -> list[str]:
-        """Return the names of ours, sorted."""
-        return super().names()
-
-    def names(self) -> list[str]:
-        """Return every known name, sorted."""
-        return sorted({*self.own_names(), *(entry.name for entry in entry_points(group=GROUP))})
-
-    def get(self, name: str) -> Callable[..., Student]:
-        """Return the builder called ``name``; an unknown name lists near matches."""
-        if name not in self.own_names() and name in self.names():
-            from pipeline.students.entry_points import builder, found
-
-            return builder(found()[name])
-        return super().get(name)
-
-
-students = Students(
+students: Registry[Student] = Registry(
     "student",
     {
         "cnn4": "pipeline.students.cnn4:build_cnn4",
@@ -71,6 +46,8 @@ students = Students(
         "wav2small_90k": "pipeline.students.wav2small:build_90k",
         "wav2tiny": "pipeline.students.wav2small:build_wav2tiny",
     },
+    group="ossicle.students",
+    adopt="pipeline.students.entry_points:builder",
 )
 
 

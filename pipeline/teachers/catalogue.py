@@ -18,7 +18,7 @@ from pydantic import Field
 from pipeline.checkpoints.table import Checkpoint, of_teacher
 from pipeline.config import Section
 from pipeline.recipe import DATA_MANIFESTS
-from pipeline.teachers import entry_points, weights
+from pipeline.teachers import weights
 from pipeline.teachers.options import NoOptions
 from pipeline.teachers.registry import teachers
 
@@ -59,7 +59,7 @@ class Entry:
     @property
     def state(self) -> str:
         """In a few words: weights here, not needed, or how to get them."""
-        if self.name == "tiny" or self.name in entry_points.found():
+        if self.name == "tiny" or self.name in teachers.entry_points():
             return "none needed"
         if self.name in _DECLARED:
             here = ", ".join(entry.name for entry in self.present)
@@ -151,7 +151,7 @@ def markdown() -> str:
     ]
     rows: dict[tuple[str, str], list[Entry]] = {}
     for entry in entries():
-        if entry.name not in entry_points.found():
+        if entry.name not in teachers.entry_points():
             title = entry.facts.title if entry.facts is not None else ""
             rows.setdefault((title, entry.licence), []).append(entry)
     for (title, licence), group in rows.items():
@@ -175,7 +175,7 @@ def options_markdown() -> str:
     """Return the tables of docs/teachers.md that list each family's own keys; every family is imported."""
     families: dict[tuple[type[Section], ...], list[str]] = {}
     for name in [*teachers.names(), "run:FOLDER"]:
-        if name not in entry_points.found() and option_classes(name):
+        if name not in teachers.entry_points() and option_classes(name):
             families.setdefault(option_classes(name), []).append(name)
     lines: list[str] = []
     for names in families.values():

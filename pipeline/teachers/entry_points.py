@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -21,17 +20,12 @@ from pipeline.artifact import file_digest
 from pipeline.checkpoints.safe_load import load_payload
 from pipeline.config import TeacherConfig
 from pipeline.errors import ConfigError, WeightsError
+from pipeline.registry import loaded
 from pipeline.teachers.base import Teacher
 from pipeline.teachers.network import NetworkTeacher
 from pipeline.teachers.weights import plain
 
-GROUP = "ossicle.teachers"
 _FACTS = {"sample_rate_hz": int, "window_samples": int, "licence": str, "citation": str}
-
-
-def found() -> dict[str, EntryPoint]:
-    """Return the installed entry points by name; of two with one name, the first distribution's."""
-    return {entry.name: entry for entry in reversed(tuple(entry_points(group=GROUP)))}
 
 
 class ModuleTeacher(NetworkTeacher):
@@ -115,20 +109,10 @@ def builder(entry: EntryPoint) -> Callable[..., Teacher]:
     Raises:
         ConfigError: it cannot be imported, or is no builder and no module class.
     """
-    source = f"{entry.value} of {entry.dist.name if entry.dist else 'an unknown distribution'}"
-    try:
-        target: Any = entry.load()
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"the entry point of teacher {entry.name!r} cannot be imported", expected=source, got=str(error)
-        ) from error
+    target, source = loaded(
+        entry, "teacher", "build(config, *, weights=None, cache=None), or a torch.nn.Module class"
+    )
     is_module = isinstance(target, type) and issubclass(target, nn.Module)
-    if not callable(target):
-        raise ConfigError(
-            f"the entry point of teacher {entry.name!r} is no builder",
-            expected="build(config, *, weights=None, cache=None), or a torch.nn.Module class",
-            got=type(target).__name__,
-        )
 
     def build(config: TeacherConfig, *, weights: Path | None = None, cache: Path | None = None) -> Teacher:
         if weights is not None:

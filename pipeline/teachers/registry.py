@@ -7,21 +7,13 @@ from pathlib import Path
 
 from pipeline.config import TeacherConfig
 from pipeline.registry import Registry
-from pipeline.teachers import entry_points
 from pipeline.teachers.base import Teacher
 
 RUN_PREFIX = "run:"
 
 
 class Teachers(Registry[Teacher]):
-    """The registry, with finished runs (``run:FOLDER``) and other distributions' entry points beside our own.
-
-    A name of ours is never taken by an entry point.
-    """
-
-    def names(self) -> list[str]:
-        """Return every known name, sorted; runs are not listed."""
-        return sorted({*super().names(), *entry_points.found()})
+    """The registry, with finished runs (``run:FOLDER``), which are not listed, beside the names."""
 
     def get(self, name: str) -> Callable[..., Teacher]:
         """Return the builder called ``name``; an unknown name lists near matches."""
@@ -29,8 +21,6 @@ class Teachers(Registry[Teacher]):
             from pipeline.teachers.run_teacher import build_run
 
             return build_run
-        if name not in super().names() and name in (found := entry_points.found()):
-            return entry_points.builder(found[name])
         return super().get(name)
 
 
@@ -84,6 +74,8 @@ teachers = Teachers(
         "wav2vec2": "pipeline.teachers.wav2vec2:build_wav2vec2",
         "wav2vec2_emotion": "pipeline.teachers.wav2vec2:build_wav2vec2_emotion",
     },
+    group="ossicle.teachers",
+    adopt="pipeline.teachers.entry_points:builder",
 )
 
 

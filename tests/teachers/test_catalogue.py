@@ -10,11 +10,11 @@ import pytest
 from pipeline import recipe as recipes
 from pipeline.checkpoints import table as checkpoints
 from pipeline.errors import ConfigError
-from pipeline.teachers import catalogue, entry_points
+from pipeline.teachers import catalogue
 from pipeline.teachers.registry import teachers
 from tests.golden import golden_vectors as golden
 
-OWN = [name for name in teachers.names() if name not in entry_points.found()]
+OWN = teachers.own_names()
 FACTS = catalogue.read_facts()
 PAGE = Path(__file__).parents[2] / "docs" / "teachers.md"
 
