@@ -12,14 +12,14 @@ import numpy as np
 
 from pipeline import recipe as recipes
 from pipeline.config import Recipe, SearchConfig
-from pipeline.errors import MissingDependencyError, OssicleError, TrainingError
+from pipeline.errors import MissingDependencyError, OssicleError
 from pipeline.search import study as studies
 from pipeline.search.cost import AT_ONCE, COSTS, Budget, CostMeter
 from pipeline.search.halving import goes_on, rung_steps
 from pipeline.search.metric import Metric
 from pipeline.search.space import Space, applied
-from pipeline.search.study import Pruned, SharedStudy
-from pipeline.search.sweep import Report, follow_twin, one_line, timed
+from pipeline.search.study import SharedStudy
+from pipeline.search.sweep import Report, conclude, follow_twin, one_line
 from pipeline.training.job import Job
 
 if TYPE_CHECKING:
@@ -115,20 +115,7 @@ class BudgetSearch:
             trial.set_user_attr(f"{_RUNG}{step}", value)
             return not self._goes_on(job.work, step)
 
-        try:
-            summary, seconds = timed(job, watch, trial.number, self.report, stopping)
-            score = self.metric.of_run(job, summary)
-        except Pruned as pruned:
-            self.study.close(trial, "PRUNED", steps=pruned.step)
-            self.report(trial.number, "pruned", {"step": pruned.step})
-        except TrainingError as error:
-            self.study.close(trial, "FAIL", error=one_line(error))
-            self.report(trial.number, "failed", {"text": one_line(error)})
-        else:
-            trial.set_user_attr(studies.STEPS, summary["steps"])
-            trial.set_user_attr(studies.SECONDS, seconds)
-            self.study.complete(trial, [score, *self._cost_values(costs)])
-            self.report(trial.number, "done", {"value": score, "steps": summary["steps"]})
+        conclude(self, trial, job, watch, stopping, self._cost_values(costs))
 
     def _goes_on(self, work: str, step: int) -> bool:
         """Whether the run ``work`` goes on from the rung at ``step``, beside all that have reached it."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.config import Recipe, SweepConfig
 from pipeline.errors import OssicleError, TrainingError
@@ -24,6 +24,17 @@ if TYPE_CHECKING:
 # (trial, kind, fields): start, progress, refused, reused, pruned, failed, done, warning
 Report = Callable[[int, str, dict[str, Any]], None]
 TWIN_SECONDS = 0.5
+
+
+class Trials(Protocol):
+    """What a sweep and a budget search have in common."""
+
+    @property
+    def study(self) -> SharedStudy: ...
+    @property
+    def metric(self) -> Metric: ...
+    @property
+    def report(self) -> Report: ...
 
 
 @dataclass(frozen=True)
@@ -67,20 +78,42 @@ class Sweep:
             trial.report(value, step)
             return bool(trial.should_prune())
 
-        try:
-            summary, seconds = timed(job, watch, trial.number, self.report, stopping)
-            value = self.metric.of_run(job, summary)
-        except Pruned as pruned:
-            self.study.close(trial, "PRUNED", steps=pruned.step)
-            self.report(trial.number, "pruned", {"step": pruned.step})
-        except TrainingError as error:
-            self.study.close(trial, "FAIL", error=one_line(error))
-            self.report(trial.number, "failed", {"text": one_line(error)})
-        else:
-            trial.set_user_attr(studies.STEPS, summary["steps"])
-            trial.set_user_attr(studies.SECONDS, seconds)
-            self.study.complete(trial, [value])
-            self.report(trial.number, "done", {"value": value, "steps": summary["steps"]})
+        conclude(self, trial, job, watch, stopping)
+
+
+def conclude(
+    trials: Trials,
+    trial: Trial,
+    job: Job,
+    watch: Callable[[int, dict[str, Any]], bool],
+    stopping: threading.Event,
+    costs: Sequence[float] = (),
+) -> None:
+    """Train ``job`` and end ``trial`` by what came of it.
+
+    Args:
+        trials: what the trial is one of.
+        watch: told of each validation; whether the run is hopeless.
+        costs: further values of the trial.
+
+    Raises:
+        Interrupted: ``stopping`` was set; the run has its checkpoint.
+    """
+    study, report = trials.study, trials.report
+    try:
+        summary, seconds = timed(job, watch, trial.number, report, stopping)
+        value = trials.metric.of_run(job, summary)
+    except Pruned as pruned:
+        study.close(trial, "PRUNED", steps=pruned.step)
+        report(trial.number, "pruned", {"step": pruned.step})
+    except TrainingError as error:
+        study.close(trial, "FAIL", error=one_line(error))
+        report(trial.number, "failed", {"text": one_line(error)})
+    else:
+        trial.set_user_attr(studies.STEPS, summary["steps"])
+        trial.set_user_attr(studies.SECONDS, seconds)
+        study.complete(trial, [value, *costs])
+        report(trial.number, "done", {"value": value, "steps": summary["steps"]})
 
 
 def timed(
