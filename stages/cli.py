@@ -51,6 +51,13 @@ SetOption = Annotated[
 OnlyOption = Annotated[
     list[str] | None, typer.Option("--only", metavar="RUN", help="only these runs of the recipe (may repeat)")
 ]
+VariedOption = Annotated[
+    str | None, typer.Option("--only", metavar="RUN", help="the run that is varied; default the headline")
+]
+StorageOption = Annotated[
+    str | None,
+    typer.Option(metavar="PLACE", help="a journal file or database URL that several machines share"),
+]
 
 
 class Engine(enum.StrEnum):
@@ -141,14 +148,9 @@ def sweep(
     space: Annotated[
         Path | None, typer.Option(metavar="FILE", help="TOML: which keys vary, over what (docs/search.md)")
     ] = None,
-    only: Annotated[
-        str | None, typer.Option(metavar="RUN", help="the run that is varied; default the headline")
-    ] = None,
+    only: VariedOption = None,
     trials: Annotated[int | None, typer.Option(help="of the whole study")] = None,
-    storage: Annotated[
-        str | None,
-        typer.Option(metavar="PLACE", help="a journal file or database URL that several machines share"),
-    ] = None,
+    storage: StorageOption = None,
 ) -> None:
     """Search the recipe's keys for the best run; --set KEY={low=0,high=4} or {choices=[...]} varies one."""
     from pipeline.search.space import divided
@@ -165,9 +167,7 @@ def search(
     space: Annotated[
         Path | None, typer.Option(metavar="FILE", help="TOML: further keys that vary (docs/search.md)")
     ] = None,
-    only: Annotated[
-        str | None, typer.Option(metavar="RUN", help="the run that is varied; default the headline")
-    ] = None,
+    only: VariedOption = None,
     candidates: Annotated[int | None, typer.Option(help="trained; those over the budget are free")] = None,
     max_parameters: Annotated[int | None, typer.Option(help="budget: parameters")] = None,
     max_macs: Annotated[int | None, typer.Option(help="budget: multiply-accumulates of one window")] = None,
@@ -178,10 +178,7 @@ def search(
     max_arm_instructions_per_second: Annotated[
         float | None, typer.Option(help="budget: executed on an emulated Cortex-A per second of audio")
     ] = None,
-    storage: Annotated[
-        str | None,
-        typer.Option(metavar="PLACE", help="a journal file or database URL that several machines share"),
-    ] = None,
+    storage: StorageOption = None,
 ) -> None:
     """Search family, width, depth and input for the students that keep most under a budget: a Pareto set."""
     from pipeline.search.space import divided

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.contract import Finding
 
 
 def console() -> Any:
@@ -12,3 +16,15 @@ def console() -> Any:
 
     # A log has no width of its own: tables are written whole instead of being cut at 80 columns.
     return Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 160)
+
+
+def print_findings(subject: str, findings: Sequence[Finding], console: Any) -> bool:
+    """Print a checker's findings and what they say of ``subject``; return whether all of the contract is kept."""
+    for finding in findings:
+        mark = "ok    " if finding.kept else "BROKEN"
+        detail = "" if finding.kept else f": {finding.problem}"
+        console.print(f"{mark} {finding.part}{detail}", markup=False, soft_wrap=True)
+    broken = sum(not finding.kept for finding in findings)
+    verdict = "keeps the contract" if not broken else f"breaks {broken} parts of the contract"
+    console.print(f"{subject} {verdict}", markup=False, soft_wrap=True)
+    return not broken

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from pipeline import recipe as recipes
 from pipeline.config import LogMelConfig, StudentConfig
+from stages.console import print_findings
 
 
 def run(*, console: Console, markdown: bool = False) -> str:
@@ -116,14 +117,7 @@ def check(reference: str, overrides: list[str] | None, *, console: Console) -> b
             console.print(f"not looked at: ONNX and int8 ({error.name} is not installed: 'ossicle[deploy]')")
         else:
             findings += student_contract.check(config, frontend)
-    for finding in findings:
-        mark = "ok    " if finding.kept else "BROKEN"
-        detail = "" if finding.kept else f": {finding.problem}"
-        console.print(f"{mark} {finding.part}{detail}", markup=False, soft_wrap=True)
-    broken = sum(not finding.kept for finding in findings)
-    verdict = "keeps the contract" if not broken else f"breaks {broken} parts of the contract"
-    console.print(f"student {config.name} {verdict}", markup=False, soft_wrap=True)
-    return not broken
+    return print_findings(f"student {config.name}", findings, console)
 
 
 def declared(reference: str, overrides: list[str]) -> tuple[StudentConfig, LogMelConfig | None]:

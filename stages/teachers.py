@@ -12,6 +12,7 @@ from rich.table import Table
 from pipeline import recipe as recipes
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError
+from stages.console import print_findings
 
 
 def run(*, console: Console, markdown: bool = False, cache: Path | None = None) -> str:
@@ -75,14 +76,7 @@ def check(reference: str, overrides: list[str] | None, *, console: Console) -> b
     recipe = declared(reference, overrides or [])
     teacher = build_teacher(recipe.embed.teacher, cache=recipe.paths.cache)
     findings = check_contract(teacher)
-    for finding in findings:
-        mark = "ok    " if finding.kept else "BROKEN"
-        detail = "" if finding.kept else f": {finding.problem}"
-        console.print(f"{mark} {finding.part}{detail}", markup=False, soft_wrap=True)
-    broken = sum(not finding.kept for finding in findings)
-    verdict = "keeps the contract" if not broken else f"breaks {broken} parts of the contract"
-    console.print(f"teacher {teacher.name} {verdict}", markup=False, soft_wrap=True)
-    return not broken
+    return print_findings(f"teacher {teacher.name}", findings, console)
 
 
 def fetch(

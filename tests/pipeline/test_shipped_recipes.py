@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline import recipe as recipes
-from pipeline.config import LogMelConfig, Recipe, StudentConfig
+from pipeline.config import Recipe, StudentConfig
 from pipeline.students.base import Student
 from pipeline.students.options import check_frontend
 from pipeline.students.registry import build_student, students
@@ -41,18 +41,12 @@ def test_names_what_exists(name: str) -> None:
         assert frontend in recipe.embed.all_frontends, (
             f"{run.label} hears a log-mel that the recipe does not embed"
         )
-        student = built(
-            json.dumps(run.recipe.student.model_dump(mode="json"), sort_keys=True), bands(frontend)
-        )
+        student = built(json.dumps(run.recipe.student.model_dump(mode="json"), sort_keys=True), frontend.mels)
         assert student.embedding_dim > 0
         check_frontend(students.get(run.recipe.student.name), run.recipe.student, frontend)
         wanted = {given.split(":")[0] for given in run.recipe.targets.teachers}
         wanted |= {run.recipe.loss.logits} if run.recipe.loss.logits else set()
         assert wanted <= embedded(recipe), f"{run.label} learns from what the recipe does not embed"
-
-
-def bands(frontend: LogMelConfig) -> int:
-    return frontend.mels
 
 
 def test_the_published_systems_are_whole() -> None:
