@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from pipeline import run_matrix
 from pipeline.data_config import AugmentConfig as AugmentConfig
 from pipeline.data_config import SamplingConfig as SamplingConfig
+from pipeline.export_config import ExportConfig as ExportConfig
 from pipeline.finetune_config import FinetuneConfig as FinetuneConfig
 from pipeline.input_config import Input
 from pipeline.log_mel_config import LogMelConfig as LogMelConfig
@@ -139,28 +140,6 @@ class EmbedConfig(Section):
     def all_frontends(self) -> tuple[LogMelConfig, ...]:
         """The students' frontend, and the others."""
         return (self.frontend, *self.more_frontends)
-
-
-class ExportConfig(Section):
-    """ONNX and int8."""
-
-    opset: int = Field(20, ge=17)
-    classifier: bool = Field(
-        False, description="the run's class logits as a second output beside the embedding"
-    )
-    int8: bool = True
-    calibration_clips: int = Field(256, ge=1)
-    calibration: Literal["minmax", "percentile", "entropy"] = "minmax"
-    per_channel: bool = True
-    int8_ops: Literal["all", "conv_matmul"] = "all"
-    int8_min_cosine: float = Field(
-        0.99, ge=-1, le=1, description="centred cosine to float32 below which layers are left in float"
-    )
-    parity_atol: float = Field(1e-4, gt=0, description="of the largest output; torch against ONNX Runtime")
-
-    def counted(self) -> dict[str, Any]:
-        """Return what an export's identity depends on: keys that came later only where they are used."""
-        return self.model_dump(mode="json", exclude=set() if self.classifier else {"classifier"})
 
 
 class EvaluateConfig(Section):

@@ -31,7 +31,7 @@ from pipeline.artifact import write_bytes
 from pipeline.config import TargetsConfig
 from pipeline.errors import MissingArtifactError, TrainingError, WeightsError
 from pipeline.training import projections
-from pipeline.training.neighbours import neighbour_overlap
+from pipeline.neighbours import neighbour_overlap
 from pipeline.training.projections import Moments, Projection
 
 log = logging.getLogger(__name__)
