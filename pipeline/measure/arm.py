@@ -31,7 +31,7 @@ class ArmCount:
     """Executed instructions of one inference: of the run that executed the fewest.
 
     Attributes:
-        cpu: ``cortex-a72`` (Raspberry Pi 4; no dot product) or ``cortex-a76`` (Raspberry Pi 5; SDOT).
+        cpu: a name of ``arm_root.CPUS``, which says what it is and what stands in for it.
         instructions: all executed instructions of one ``session.run``.
         dot, mmla, fmla, load_store, sve_sme: of these, SDOT/UDOT, SMMLA/UMMLA/USMMLA, FMLA (4 float32
             lanes each), loads and stores, SVE or SME.

@@ -33,13 +33,44 @@ PLUGIN_SOURCE = Path(__file__).with_name("instruction_plugin.c")
 DOWNLOAD_MB = 90
 LAYOUT = 1
 
-# /proc/cpuinfo has to agree with -cpu: ONNX Runtime picks kernels by the part number, and SDOT on a core
-# without it is an illegal instruction.
+
+@dataclass(frozen=True)
+class Cpu:
+    """One emulated processor.
+
+    ONNX Runtime picks its kernels by the part number and the features, so ``/proc/cpuinfo`` names the core and
+    ``model`` must execute what such a core can: SDOT on a core without it is an illegal instruction.
+
+    Attributes:
+        part: ARM's part number, as /proc/cpuinfo gives it.
+        features: its features there.
+        model: QEMU's ``-cpu``.
+        about: which boards have it, and what was counted where QEMU does not know the core itself.
+    """
+
+    part: str
+    features: str
+    model: str
+    about: str
+
+
 _FEATURES_V80 = "fp asimd evtstrm aes pmull sha1 sha2 crc32 cpuid"
 _FEATURES_V82 = (
     "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp"
 )
-CPUS = {"cortex-a72": ("0xd08", _FEATURES_V80), "cortex-a76": ("0xd0b", _FEATURES_V82)}
+# QEMU 7.2 has no Cortex-A55. It decodes the same Armv8.2 instructions as the A76 (dot product, fp16, atomics), and
+# which of them run is ONNX Runtime's choice by the part number: its A55 kernels on the A76's decoder are what an A55
+# would execute.
+CPUS = {
+    "cortex-a53": Cpu("0xd03", _FEATURES_V80, "cortex-a53", "Raspberry Pi 3; no dot product, kernels for narrow loads"),
+    "cortex-a55": Cpu(
+        "0xd05", _FEATURES_V82, "cortex-a76",
+        "small cores of phones; SDOT, kernels for narrow loads; ONNX Runtime's A55 kernels on QEMU's cortex-a76, as "
+        "QEMU 7.2 has no cortex-a55",
+    ),
+    "cortex-a72": Cpu("0xd08", _FEATURES_V80, "cortex-a72", "Raspberry Pi 4; no dot product"),
+    "cortex-a76": Cpu("0xd0b", _FEATURES_V82, "cortex-a76", "Raspberry Pi 5; SDOT"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,7 +91,7 @@ class ArmRoot:
         counting = ["-plugin", str(self.folder / "plugin.so")] if plugin else []
         return [
             str(loader), "--library-path", libraries, str(host / "usr/bin/qemu-aarch64"), "-L", str(world),
-            "-cpu", cpu, *counting,
+            "-cpu", CPUS[cpu].model, *counting,
             "-E", f"PYTHONPATH={self.folder / 'guest/wheels'}", "-E", "PYTHONHASHSEED=0",
             str(world / f"usr/bin/python{PYTHON}"), *arguments,
         ]  # fmt: skip
@@ -148,6 +179,12 @@ def prepare(cache: Path | None = None) -> ArmRoot:
         with _locked(folder.with_name(folder.name + ".lock")):
             if not (folder / "root.json").is_file():
                 _build(folder)
+    absent = [cpu for cpu in CPUS if not (folder / "cpus" / cpu).is_dir()]
+    if absent:  # a root of an earlier version, which knew fewer processors
+        with _locked(folder.with_name(folder.name + ".lock")):
+            for cpu in absent:
+                if not (folder / "cpus" / cpu).is_dir():
+                    _make_world(folder, cpu)
     record = json.loads((folder / "root.json").read_text(encoding="utf-8"))
     return ArmRoot(folder, record["packages"])
 
@@ -235,25 +272,27 @@ def _unpack_wheels(partial: Path) -> list[str]:
     return [wheel.name for wheel in found]
 
 
-def _make_world(partial: Path, cpu: str) -> None:
+def _make_world(root: Path, cpu: str) -> None:
     """Make the guest's ``/`` for one processor: links into the shared root, and its own /proc/cpuinfo."""
-    part, features = CPUS[cpu]
-    world = partial / "cpus" / cpu
-    shutil.rmtree(world, ignore_errors=True)
-    world.mkdir(parents=True)
-    for entry in sorted((partial / "guest").iterdir()):
-        (world / entry.name).symlink_to(Path("../../guest") / entry.name)
+    world = root / "cpus" / cpu
+    partial = world.with_name(f".{cpu}.partial")
+    for left in (world, partial):
+        shutil.rmtree(left, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for entry in sorted((root / "guest").iterdir()):
+        (partial / entry.name).symlink_to(Path("../../guest") / entry.name)
     fields = {
-        "processor": "0", "BogoMIPS": "108.00", "Features": features, "CPU implementer": "0x41",
-        "CPU architecture": "8", "CPU variant": "0x0", "CPU part": part, "CPU revision": "3",
+        "processor": "0", "BogoMIPS": "108.00", "Features": CPUS[cpu].features, "CPU implementer": "0x41",
+        "CPU architecture": "8", "CPU variant": "0x0", "CPU part": CPUS[cpu].part, "CPU revision": "3",
     }  # fmt: skip
-    (world / "proc").mkdir()
+    (partial / "proc").mkdir()
     text = "".join(f"{key}\t: {value}\n" for key, value in fields.items())
-    (world / "proc/cpuinfo").write_text(text + "\n", encoding="ascii")
-    cores = world / "sys/devices/system/cpu"
+    (partial / "proc/cpuinfo").write_text(text + "\n", encoding="ascii")
+    cores = partial / "sys/devices/system/cpu"
     cores.mkdir(parents=True)
     for name in ("possible", "present", "online"):
         (cores / name).write_text("0\n", encoding="ascii")
+    partial.rename(world)
 
 
 def _compiler() -> str | None:

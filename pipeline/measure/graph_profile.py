@@ -19,6 +19,20 @@ _BYTES = {
     "float": 4, "float16": 2, "bfloat16": 2, "double": 8, "int8": 1, "uint8": 1, "bool": 1,
     "int16": 2, "uint16": 2, "int32": 4, "uint32": 4, "int64": 8, "uint64": 8,
 }  # fmt: skip
+# Which inputs of the quantised operators are numbers of the network, the others being scales and zero points.
+_DATA_INPUTS = {
+    "QLinearConv": (3, 8), "QLinearMatMul": (0, 3), "QGemm": (3, 6), "QLinearAdd": (0, 3), "QLinearMul": (0, 3),
+    "ConvInteger": (0, 1), "MatMulInteger": (0, 1), "MatMulIntegerToFloat": (0, 1, 6),
+    "DynamicQuantizeMatMul": (1, 4), "QuantizeLinear": (0,), "DequantizeLinear": (0,), "QLinearConcat": (),
+    "QLinearSigmoid": (), "QLinearSoftmax": (), "QLinearLeakyRelu": (), "QLinearGlobalAveragePool": (),
+    "QLinearAveragePool": (), "QLinearReduceMean": (), "QLinearWhere": (),
+}  # fmt: skip
+_FLOATS = (
+    onnx.TensorProto.FLOAT,
+    onnx.TensorProto.FLOAT16,
+    onnx.TensorProto.DOUBLE,
+    onnx.TensorProto.BFLOAT16,
+)
 
 
 @dataclass(frozen=True)
@@ -58,6 +72,9 @@ class ExecutedNode:
         input_info: inputs that held data at run time, constants that were packed away left out.
         output_info: outputs, in order.
         constants: shapes of the constant inputs, by name.
+        name: as the exporter, the quantiser or a fusion called it.
+        parameters: weights and biases among the constants; scales and zero points are none.
+        microseconds: time in each profiled run, on this machine.
     """
 
     op: str
@@ -67,6 +84,9 @@ class ExecutedNode:
     input_info: tuple[TensorInfo, ...]
     output_info: tuple[TensorInfo, ...]
     constants: dict[str, tuple[int, ...]]
+    name: str = ""
+    parameters: int = 0
+    microseconds: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,32 +98,36 @@ class ExecutedGraph:
     outputs: tuple[str, ...]
 
 
-def executed_graph(model: Path, value: np.ndarray, *, int8_everywhere: bool = True) -> ExecutedGraph:
-    """Run ``model`` once on ``value`` and return what ran.
+def executed_graph(
+    model: Path, value: np.ndarray, *, int8_everywhere: bool = True, runs: int = 1
+) -> ExecutedGraph:
+    """Run ``model`` on ``value`` and return what ran.
 
     Args:
         model: an ONNX file with one input.
         value: its input.
         int8_everywhere: run signed 8-bit nodes in int8 on x86 as ARM does; False = as x86 does by itself.
+        runs: profiled runs; each node has its time in every one.
 
     The graph is optimised at ONNX Runtime's "extended" level: fusions are done, but layouts stay as exported,
     so that shapes can be read. Nodes are then named one by one and run as they are.
     """
     with tempfile.TemporaryDirectory(prefix="ossicle-profile-") as scratch:
         optimised = Path(scratch) / "optimised.onnx"
-        options = _options(onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED, int8_everywhere)
-        options.optimized_model_filepath = str(optimised)
-        onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-        graph = onnx.load(str(optimised))
-        for index, node in enumerate(graph.graph.node):
-            node.name = f"node{index}"
-        onnx.save(graph, str(optimised))
-        events = _profile(optimised, value, int8_everywhere, Path(scratch))
-    constants = {tensor.name: tuple(tensor.dims) for tensor in graph.graph.initializer}
+        graph, names = write_optimised(model, optimised, int8_everywhere=int8_everywhere)
+        events = _profile(optimised, value, int8_everywhere, Path(scratch), runs)
+    constants = {tensor.name: tensor for tensor in graph.graph.initializer}
     by_name = {node.name: node for node in graph.graph.node}
+    first: dict[str, dict[str, Any]] = {}
+    times: dict[str, list[float]] = {}
+    for event in events:
+        key = event["name"].removesuffix("_kernel_time")
+        first.setdefault(key, event)
+        times.setdefault(key, []).append(float(event["dur"]))
+    counted: set[str] = set()
     nodes = tuple(
-        _node(by_name[event["name"].removesuffix("_kernel_time")], event["args"], constants)
-        for event in events
+        _node(by_name[key], names[key], event["args"], constants, counted, tuple(times[key]))
+        for key, event in first.items()
     )
     dtype = {np.dtype("float32"): "float"}.get(value.dtype, value.dtype.name)
     own = [entry.name for entry in graph.graph.input if entry.name not in constants]
@@ -112,6 +136,26 @@ def executed_graph(model: Path, value: np.ndarray, *, int8_everywhere: bool = Tr
         {own[0]: TensorInfo(dtype, tuple(value.shape))},
         tuple(entry.name for entry in graph.graph.output),
     )
+
+
+def write_optimised(
+    model: Path, path: Path, *, int8_everywhere: bool = True
+) -> tuple[onnx.ModelProto, dict[str, str]]:
+    """Write ``model`` as ONNX Runtime's "extended" level leaves it, its nodes renamed ``node0``, ``node1``, ...
+
+    Returns:
+        The written graph, and each node's name before.
+    """
+    options = _options(onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED, int8_everywhere)
+    options.optimized_model_filepath = str(path)
+    onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    graph = onnx.load(str(path))
+    names: dict[str, str] = {}
+    for index, node in enumerate(graph.graph.node):
+        names[f"node{index}"] = node.name
+        node.name = f"node{index}"
+    onnx.save(graph, str(path))
+    return graph, names
 
 
 def _options(level: Any, int8_everywhere: bool) -> onnxruntime.SessionOptions:
@@ -124,12 +168,15 @@ def _options(level: Any, int8_everywhere: bool) -> onnxruntime.SessionOptions:
     return options
 
 
-def _profile(model: Path, value: np.ndarray, int8_everywhere: bool, folder: Path) -> list[dict[str, Any]]:
+def _profile(
+    model: Path, value: np.ndarray, int8_everywhere: bool, folder: Path, runs: int
+) -> list[dict[str, Any]]:
     options = _options(onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL, int8_everywhere)
     options.enable_profiling = True
     options.profile_file_prefix = str(folder / "profile")
     session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-    session.run(None, {session.get_inputs()[0].name: value})
+    for _ in range(runs):
+        session.run(None, {session.get_inputs()[0].name: value})
     written = Path(session.end_profiling())
     events = json.loads(written.read_text(encoding="utf-8"))
     ran = [e for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")]
@@ -140,7 +187,19 @@ def _profile(model: Path, value: np.ndarray, int8_everywhere: bool, folder: Path
     return ran
 
 
-def _node(node: Any, arguments: dict[str, Any], constants: dict[str, tuple[int, ...]]) -> ExecutedNode:
+def _node(
+    node: Any,
+    name: str,
+    arguments: dict[str, Any],
+    constants: dict[str, onnx.TensorProto],
+    counted: set[str],
+    microseconds: tuple[float, ...],
+) -> ExecutedNode:
+    parameters = 0
+    for position, key in enumerate(node.input):
+        if key in constants and key not in counted and _is_parameter(node.op_type, position, constants[key]):
+            counted.add(key)  # a tensor that two nodes share is the first one's
+            parameters += math.prod(constants[key].dims)
     return ExecutedNode(
         op=node.op_type,
         inputs=tuple(node.input),
@@ -148,8 +207,17 @@ def _node(node: Any, arguments: dict[str, Any], constants: dict[str, tuple[int, 
         attributes={a.name: onnx.helper.get_attribute_value(a) for a in node.attribute},
         input_info=_infos(arguments["input_type_shape"]),
         output_info=_infos(arguments["output_type_shape"]),
-        constants={name: constants[name] for name in node.input if name in constants},
+        constants={key: tuple(constants[key].dims) for key in node.input if key in constants},
+        name=name,
+        parameters=parameters,
+        microseconds=microseconds,
     )
+
+
+def _is_parameter(op: str, position: int, tensor: onnx.TensorProto) -> bool:
+    if op in _DATA_INPUTS:
+        return position in _DATA_INPUTS[op]
+    return tensor.data_type in _FLOATS
 
 
 def _infos(entries: list[dict[str, list[int]]]) -> tuple[TensorInfo, ...]:

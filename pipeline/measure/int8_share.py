@@ -63,12 +63,16 @@ def share_of(graph: ExecutedGraph) -> Int8Share:
     for node in graph.nodes:
         count = node_macs(node)
         macs += count
-        in_int8 = bool(node.input_info) and node.input_info[0].dtype in ("int8", "uint8")
-        if in_int8:
+        if runs_in_int8(node):
             int8 += count
         elif node.op not in ("QuantizeLinear", "DequantizeLinear"):
             float_ops[node.op] = float_ops.get(node.op, 0) + 1
     return Int8Share(macs, int8, dict(sorted(float_ops.items())))
+
+
+def runs_in_int8(node: ExecutedNode) -> bool:
+    """Whether a node's first input is 8-bit activations."""
+    return bool(node.input_info) and node.input_info[0].dtype in ("int8", "uint8")
 
 
 def node_macs(node: ExecutedNode) -> int:

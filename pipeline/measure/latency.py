@@ -91,25 +91,39 @@ def array_hash(array: np.ndarray) -> str:
 
 
 def processor() -> dict[str, Any]:
-    """Return what is known of the processor: name, ARM part, features, governor; absent ones are null."""
-    fields: dict[str, str] = {}
-    for line in (_read("/proc/cpuinfo") or "").splitlines():
-        key, _, text = line.partition(":")
-        fields.setdefault(key.strip().lower(), text.strip())
+    """Return what is known of the core that this process may run on: name, ARM part, features, governor.
+
+    Of several cores it is the last of the affinity, which is the one that ``--pin`` takes. Absent fields are null.
+    """
+    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
+    core = allowed[-1]
+    fields = _cpuinfo(core)
+    frequency = f"/sys/devices/system/cpu/cpu{core}/cpufreq"
     return {
         "machine": platform.machine(),
+        "board": _read("/proc/device-tree/model"),
         "name": fields.get("model name") or _read("/proc/device-tree/model"),
         "implementer": fields.get("cpu implementer"),
         "part": fields.get("cpu part"),
         "features": sorted((fields.get("features") or fields.get("flags") or "").split()),
         "cores": os.cpu_count(),
-        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "core": core,
+        "affinity": allowed,
+        "governor": _read(f"{frequency}/scaling_governor"),
+        "max_frequency_khz": _whole(_read(f"{frequency}/cpuinfo_max_freq")),
     }
 
 
 def condition() -> dict[str, Any]:
-    """Return what may disturb a timing now: load, temperature, throttling; absent ones are null."""
-    temperature = _read("/sys/class/thermal/thermal_zone0/temp")
+    """Return what may disturb a timing now: load, temperatures, clock, throttling; absent ones are null."""
+    zones: dict[str, float] = {}
+    for zone in sorted(Path("/sys/class/thermal").glob("thermal_zone*")):
+        degrees = _whole(_read(f"{zone}/temp"))
+        if degrees is not None:
+            zones[f"{zone.name.removeprefix('thermal_zone')} {_read(f'{zone}/type') or ''}".strip()] = (
+                degrees / 1000
+            )
+    core = max(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
     try:
         throttled = subprocess.run(
             ["vcgencmd", "get_throttled"],
@@ -120,11 +134,36 @@ def condition() -> dict[str, Any]:
         ).stdout.decode()
     except (OSError, subprocess.SubprocessError):
         throttled = None  # only Raspberry Pi OS has the program
+    cpu = f"/sys/devices/system/cpu/cpu{core}"
     return {
         "load_1min": os.getloadavg()[0],
-        "temperature_celsius": int(temperature) / 1000 if temperature and temperature.isdigit() else None,
+        "temperature_celsius": max(zones.values(), default=None),
+        "zones_celsius": zones,
+        "frequency_khz": _whole(_read(f"{cpu}/cpufreq/scaling_cur_freq")),
         "throttled": throttled.strip().split("=")[-1] if throttled else None,
+        "throttle_count": _whole(_read(f"{cpu}/thermal_throttle/core_throttle_count")),
     }
+
+
+def resident_bytes() -> dict[str, int | None]:
+    """Return this process's resident memory now and its peak so far (``VmRSS``, ``VmHWM``); null without /proc."""
+    lines = dict(
+        line.split(":", 1) for line in (_read("/proc/self/status") or "").splitlines() if ":" in line
+    )
+
+    def size(name: str) -> int | None:
+        return int(lines[name].split()[0]) * 1024 if name in lines else None
+
+    return {"now_bytes": size("VmRSS"), "peak_bytes": size("VmHWM")}
+
+
+def reset_peak() -> bool:
+    """Let ``VmHWM`` begin again at what is resident now; False where the kernel does not offer it."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return True
 
 
 def measure(
@@ -137,12 +176,26 @@ def measure(
     threads: int = 1,
     int8_everywhere: bool = False,
 ) -> tuple[dict[str, Any], np.ndarray]:
-    """Return the timing record of ``model`` on ``value`` and its output."""
+    """Return the timing record of ``model`` on ``value`` and its output.
+
+    ``memory``: resident bytes before the model is opened, once it is, and the peak; ``delta_bytes`` is what the
+    runtime's session took in all (weights, packed copies, arena, code pages), null without ``/proc``. Where
+    ``peak_reset`` is false the peak may be that of the imports.
+    """
+    peak_reset = reset_peak()
+    baseline = resident_bytes()["now_bytes"]
     session = open_session(model, threads=threads, int8_everywhere=int8_everywhere)
+    opened = resident_bytes()["now_bytes"]
     output = run_once(session, value)
+    peak = resident_bytes()["peak_bytes"]
     before = condition()
     record = time_calls(lambda: run_once(session, value), warmups=warmups, runs=runs, seconds=seconds)
     record.update(_description(value, output), threads=threads, before=before, after=condition())
+    delta = peak - baseline if peak is not None and baseline is not None else None
+    record["memory"] = {
+        "baseline_bytes": baseline, "opened_bytes": opened, "peak_bytes": peak, "delta_bytes": delta,
+        "peak_reset": peak_reset,
+    }  # fmt: skip
     return record, output
 
 
@@ -162,6 +215,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--mark", action="store_true", help="mark each inference by a system call instead of timing"
     )
+    parser.add_argument("--once", action="store_true", help="run once and time nothing")
     options = parser.parse_args(arguments)
     if options.pin:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
@@ -171,6 +225,9 @@ def main(arguments: list[str] | None = None) -> int:
         output = run_once(session, value)
         mark_inferences(session, value, warmups=options.warmups, runs=options.runs)
         record = {**_description(value, output), "runs": options.runs}
+    elif options.once:
+        output = run_once(open_session(options.model, threads=options.threads), value)
+        record = _description(value, output)
     else:
         record, output = measure(
             options.model, value, warmups=options.warmups, runs=options.runs, seconds=options.seconds,
@@ -180,8 +237,8 @@ def main(arguments: list[str] | None = None) -> int:
         np.save(options.output, output)
     if options.json:
         print(json.dumps(record))
-    elif options.mark:
-        print("{runs} inferences, output {output_sha256}".format(**record))
+    elif options.mark or options.once:
+        print("output {output_sha256}".format(**record))
     else:
         print("p10 {p10_ms:.3f}  p50 {p50_ms:.3f}  p95 {p95_ms:.3f} ms over {runs} runs".format(**record))
     return 0
@@ -198,6 +255,21 @@ def _description(value: np.ndarray, output: np.ndarray) -> dict[str, Any]:
             "onnxruntime": onnxruntime.__version__,
         },
     }
+
+
+def _cpuinfo(core: int) -> dict[str, str]:
+    """Return the fields of one core of ``/proc/cpuinfo``; ARM's last block may be of the whole board."""
+    blocks: list[dict[str, str]] = []
+    for text in (_read("/proc/cpuinfo") or "").split("\n\n"):
+        pairs = (line.partition(":") for line in text.splitlines() if ":" in line)
+        blocks.append({key.strip().lower(): value.strip() for key, _, value in pairs})
+    return next(
+        (block for block in blocks if block.get("processor") == str(core)), blocks[0] if blocks else {}
+    )
+
+
+def _whole(text: str | None) -> int | None:
+    return int(text) if text is not None and text.lstrip("-").isdigit() else None
 
 
 def _read(path: str) -> str | None:

@@ -14,7 +14,8 @@ import numpy as np
 from pipeline.artifact import file_digest
 from pipeline.errors import MeasurementError
 from pipeline.measure import latency
-from pipeline.measure.activation import peak_of
+from pipeline.measure.activation import arena_of, peak_of
+from pipeline.measure.flash import flash_of
 from pipeline.measure.graph_profile import executed_graph
 from pipeline.measure.int8_share import share_of
 
@@ -39,19 +40,24 @@ def exact_costs(model: Path, value: np.ndarray) -> dict[str, Any]:
 
     Returns:
         ``file_sha256``, ``file_kb`` (1024 bytes), ``executed_macs``, ``int8_mac_share``, ``float_ops`` and
-        ``peak_activation_bytes`` as ARM runs the file, and ``int8_mac_share_x86`` as x86 does by itself.
+        ``peak_activation_bytes`` as ARM runs the file, and ``int8_mac_share_x86`` as x86 does by itself;
+        ``arena_bytes`` (``activation.arena_of``), ``weight_bytes`` and ``graph_bytes`` (``flash.flash_of``).
     """
     graph = executed_graph(model, value)
     as_arm = share_of(graph)
+    flash = flash_of(model)
     as_x86 = share_of(executed_graph(model, value, int8_everywhere=False))
     return {
         "file_sha256": file_digest(model),
-        "file_kb": model.stat().st_size / 1024,
+        "file_kb": flash.file_bytes / 1024,
+        "weight_bytes": flash.weight_bytes,
+        "graph_bytes": flash.graph_bytes,
         "executed_macs": as_arm.macs,
         "int8_mac_share": as_arm.share,
         "int8_mac_share_x86": as_x86.share,
         "float_ops": as_arm.float_ops,
         "peak_activation_bytes": peak_of(graph),
+        "arena_bytes": arena_of(graph).size_bytes,
     }
 
 
