@@ -2,48 +2,51 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import logging
 import tempfile
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import onnx
 from jaxtyping import Float
-from onnxruntime.quantization import CalibrationMethod, QuantType, create_calibrator, quant_pre_process
-from onnxruntime.quantization.calibrate import TensorsData
-from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
-from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
-from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
-from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
 
 from pipeline import artifact
 from pipeline.config import ExportConfig
 from pipeline.deploy import metadata as metadata_props
-from pipeline.deploy.calibration import BATCH_ROWS, CalibrationRows, LogMelBatches
+from pipeline.deploy.bias_correction import correct
+from pipeline.deploy.calibration import CalibrationRows
+from pipeline.deploy.fidelity import Judge, embed_rows
+from pipeline.deploy.int8_graph import Calibrated, Ops, Precision, calibrate, write_quantised
+from pipeline.deploy.layers import Layer, layers
 from pipeline.deploy.metadata import ExportMetadata
-from pipeline.deploy.onnx_export import quiet_exporter
+from pipeline.deploy.mixed_precision import Budget, choose, int8_macs_share
 from pipeline.deploy.parity import centred_cosine
-from pipeline.deploy.sessions import open_session, run_session
+from pipeline.deploy.sensitivity import sweep
 
-Precision = Literal["s8s8", "u8s8"]
-Ops = Literal["all", "conv_matmul"]
-CONV_MATMUL = ("Conv", "ConvTranspose", "MatMul", "Gemm")
-ALL_OPS = tuple(sorted({*QDQRegistry, *QLinearOpsRegistry}))
-# Share of the multiplying layers that the fallback may leave in float before it gives up.
-MAX_FLOAT_SHARE = 0.5
+# Rows of a sweep over every layer; the whole file is judged on all that there are.
 SENSITIVITY_ROWS = 64
-# ONNX Runtime's entropy search at its default 128 bins returns MinMax's ranges; more bins make it a search.
-CALIBRATORS: dict[str, tuple[CalibrationMethod, dict[str, Any]]] = {
-    "minmax": (CalibrationMethod.MinMax, {}),
-    "percentile": (CalibrationMethod.Percentile, {"percentile": 99.99, "symmetric": False}),
-    "entropy": (CalibrationMethod.Entropy, {"num_bins": 2048, "num_quantized_bins": 128}),
-}
-log = logging.getLogger(__name__)
+# Shares of the stored windows' length at which int8 is compared too: a range that fits one length fits all.
+OTHER_LENGTHS = (0.5, 1.7, 4.0)
+LENGTH_ROWS = 32
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a quantised file quantises.
+
+    Attributes:
+        ops: which operator types.
+        keep_float: names of nodes left in float.
+        int16: names of nodes with 16-bit activations.
+        macs_share: share of the MACs in int8.
+    """
+
+    ops: Ops = "all"
+    keep_float: tuple[str, ...] = ()
+    int16: tuple[str, ...] = ()
+    macs_share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,13 @@ class Quantised:
         centred_cosine: mean cosine to float32 after the float mean embedding is subtracted, on held-out rows.
         cosine: the plain mean cosine, which flatters.
         compared_rows: how many rows; ``compared_split``: of which split.
-        target_met: whether ``centred_cosine`` reached ``export.int8_min_cosine``.
+        target_met: whether ``centred_cosine`` and ``neighbour_overlap`` are within the recipe's limits.
         file_bytes: size of the file.
+        neighbour_overlap: share of each held-out row's 10 nearest in float32 that int8 finds too.
+        probe_score, probe_score_fp32: accuracy of the same probe on each file's embeddings; None without classes.
+        int16: names of the layers that the fallback gave 16-bit activations.
+        macs_share: share of the MACs in int8, by the graph.
+        by_length: frames to centred cosine at lengths that calibration never saw.
     """
 
     precision: Precision
@@ -70,20 +78,29 @@ class Quantised:
     compared_split: str
     target_met: bool
     file_bytes: int
+    neighbour_overlap: float
+    probe_score: float | None
+    probe_score_fp32: float | None
+    int16: tuple[str, ...] = ()
+    macs_share: float = 1.0
+    by_length: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def probe_drop(self) -> float | None:
+        """Return how much the probe loses in int8, None without classes."""
+        if self.probe_score is None or self.probe_score_fp32 is None:
+            return None
+        return self.probe_score_fp32 - self.probe_score
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values for ``parity.json``."""
-        return {**asdict(self), "kept_float": list(self.kept_float)}
-
-
-@dataclass(frozen=True)
-class Calibrated:
-    """The pre-processed float graph and the range of each of its tensors."""
-
-    model: Path
-    ranges: TensorsData
-    symbolic_shapes: bool
-    per_channel: bool
+        return {
+            **asdict(self),
+            "kept_float": list(self.kept_float),
+            "int16": list(self.int16),
+            "by_length": {str(frames): cosine for frames, cosine in self.by_length.items()},
+            "probe_drop": self.probe_drop,
+        }
 
 
 def quantise(
@@ -91,10 +108,10 @@ def quantise(
 ) -> list[Quantised]:
     """Write ``student_s8s8.onnx`` and ``student_u8s8.onnx`` beside each other in ``folder``.
 
-    The S8S8 file decides what is quantised: where its centred cosine on held-out rows is below
-    ``config.int8_min_cosine``, first only convolutions and matrix products are quantised, then the layers
-    that hurt most alone are left in float, 1, 2, 4, ... of them, up to half. Both files get the same choice,
-    and it is written in their metadata.
+    The S8S8 file decides what is quantised: where it misses the recipe's limits (``int8_min_cosine``,
+    ``int8_max_overlap_loss``) on ``rows.choosing``, first only convolutions and matrix products are quantised,
+    then layers leave int8 (``pipeline.deploy.mixed_precision``). Both files get the same choice, and it is
+    written in their metadata; both are judged on the held-out rows.
 
     Raises:
         ParityError: a quantised file does not run.
@@ -102,176 +119,124 @@ def quantise(
     with tempfile.TemporaryDirectory(prefix="ossicle-int8-") as scratch:
         work = Path(scratch)
         calibrated = calibrate(fp32, work, rows.calibration, config)
-        reference = embed_rows(fp32, rows.held_out)
-        ops, kept = _choose(calibrated, work, rows.held_out, reference, config)
+        plan = plan_precision(calibrated, work, rows, fp32, config)
+        if config.bias_correction:
+            calibrated = correct(
+                calibrated, work, rows.calibration, ops=plan.ops, keep_float=plan.keep_float, int16=plan.int16
+            )
+        judge = Judge(fp32, rows.held_out, rows.labelled)
         found = []
         for precision in ("s8s8", "u8s8"):
             target = folder / f"student_{precision}.onnx"
             with artifact.replacing(target) as temporary:
-                write_quantised(calibrated, temporary, precision, ops, kept)
-                extra = {
-                    **metadata.extra,
-                    "calibration": f"{config.calibration}, {len(rows.calibration)} training rows",
-                    "per_channel": str(config.per_channel).lower(),
-                    "int8_ops": ops,
-                    "kept_float": json.dumps(list(kept)),
-                }
-                properties = replace(metadata, precision=precision, extra=extra).properties()
-                metadata_props.embed(temporary, properties)
-            got = embed_rows(target, rows.held_out)
-            centred = centred_cosine(got, reference)
-            found.append(
-                Quantised(
-                    precision,
-                    ops,
-                    kept,
-                    centred,
-                    _plain_cosine(got, reference),
-                    len(reference),
-                    rows.held_out_split,
-                    centred >= config.int8_min_cosine,
-                    target.stat().st_size,
+                write_quantised(calibrated, temporary, precision, plan.ops, plan.keep_float, int16=plan.int16)
+                extra = {**metadata.extra, **_described(plan, rows, config)}
+                metadata_props.embed(
+                    temporary, replace(metadata, precision=precision, extra=extra).properties()
                 )
-            )
+            found.append(_judged(target, precision, plan, rows, judge, fp32, config))
     return found
 
 
-def calibrate(
-    fp32: Path, work: Path, log_mels: Float[np.ndarray, "rows 1 mels frames"], config: ExportConfig
-) -> Calibrated:
-    """Pre-process ``fp32`` into ``work`` and find the range of every tensor over ``log_mels``."""
-    prepared = work / "prepared.onnx"
-    symbolic = _symbolic_shapes_work(fp32)
-    with quiet_exporter():
-        quant_pre_process(str(fp32), str(prepared), skip_symbolic_shape=not symbolic)
-    method, options = CALIBRATORS[config.calibration]
-    # The histogram calibrators print their progress.
-    with contextlib.redirect_stdout(io.StringIO()):
-        calibrator = create_calibrator(
-            prepared,
-            list(ALL_OPS),
-            augmented_model_path=str(work / "augmented.onnx"),
-            calibrate_method=method,
-            extra_options=options,
-        )
-        for first in range(0, len(log_mels), BATCH_ROWS):
-            # One reader a batch: the calibrators hold every activation of a reader at once.
-            calibrator.collect_data(LogMelBatches(log_mels[first : first + BATCH_ROWS]))
-        ranges = calibrator.compute_data()
-    return Calibrated(prepared, ranges, symbolic, config.per_channel)
+def plan_precision(
+    calibrated: Calibrated, work: Path, rows: CalibrationRows, fp32: Path, config: ExportConfig
+) -> Plan:
+    """Return what is quantised so that the recipe's limits hold on ``rows.choosing``."""
+    budget = Budget.of(config)
+    judge = Judge(fp32, rows.choosing)
+    known = layers(calibrated.model, rows.choosing[:1])
+    trial = work / "trial.onnx"
+
+    def score(plan: Plan) -> Any:
+        write_quantised(calibrated, trial, "s8s8", plan.ops, plan.keep_float, int16=plan.int16)
+        return judge.fidelity(trial)
+
+    def losses() -> dict[str, float]:
+        few = Judge(fp32, rows.choosing[:SENSITIVITY_ROWS])
+        swept = sweep(calibrated, known, few, work, ops=config.int8_ops, spared=False)
+        return {one.layer.name: one.loss for one in swept}
+
+    usable = [layer for layer in known if layer.macs or config.int8_ops == "all"]
+    found = choose(usable, losses, lambda kept: score(_plan(known, kept, config)), budget)
+    return _plan(known, found.kept, config)
 
 
-def write_quantised(
-    calibrated: Calibrated,
+def _plan(known: Sequence[Layer], kept: Sequence[Layer], config: ExportConfig) -> Plan:
+    """Return the plan that leaves ``kept`` out of int8."""
+    whole = {layer.name for layer in known if not layer.macs}
+    left = {layer.name for layer in kept}
+    ops: Ops = "conv_matmul" if whole and whole <= left else config.int8_ops
+    names = tuple(node for layer in kept if layer.macs or ops == "all" for node in layer.nodes)
+    share = int8_macs_share(known, kept)
+    if config.int8_fallback == "int16":
+        return Plan(ops, (), names, share)
+    return Plan(ops, names, (), share)
+
+
+def _described(plan: Plan, rows: CalibrationRows, config: ExportConfig) -> dict[str, str]:
+    described = {
+        "calibration": f"{config.calibration}, {len(rows.calibration)} training rows",
+        "calibration_draw": rows.draw,
+        "per_channel": str(config.per_channel).lower(),
+        "int8_ops": plan.ops,
+        "kept_float": json.dumps(list(plan.keep_float)),
+    }
+    if plan.int16:
+        described["int16"] = json.dumps(list(plan.int16))
+    if config.equalisation != "none":
+        described["equalisation"] = config.equalisation
+    if config.bias_correction:
+        described["bias_correction"] = "empirical"
+    return described
+
+
+def _judged(
     path: Path,
     precision: Precision,
-    ops: Ops,
-    keep_float: tuple[str, ...] = (),
-    only: tuple[str, ...] = (),
-) -> None:
-    """Write one Q/DQ file.
-
-    Args:
-        calibrated: graph and ranges.
-        path: the file to write.
-        precision: signed or unsigned activations; weights are signed.
-        ops: which operator types are quantised.
-        keep_float: names of nodes left in float.
-        only: names of the only nodes quantised; empty = all of ``ops``.
-    """
-    with quiet_exporter():
-        quantizer = QDQQuantizer(
-            load_model_with_shape_infer(calibrated.model),
-            calibrated.per_channel,
-            False,
-            QuantType.QInt8,
-            QuantType.QInt8 if precision == "s8s8" else QuantType.QUInt8,
-            calibrated.ranges,
-            list(only),
-            list(keep_float),
-            list(ALL_OPS if ops == "all" else CONV_MATMUL),
-            {},
-        )
-        quantizer.quantize_model()
-        quantizer.model.save_model_to_file(str(path), False)
-
-
-def sensitivity(
-    calibrated: Calibrated,
-    work: Path,
-    log_mels: Float[np.ndarray, "rows 1 mels frames"],
-    reference: Float[np.ndarray, "rows dim"],
-) -> list[tuple[str, float]]:
-    """Return (layer, centred cosine when it alone is int8) for each multiplying layer, the worst first."""
-    scores = []
-    trial = work / "trial.onnx"
-    for name in _multiplying_layers(calibrated.model):
-        write_quantised(calibrated, trial, "s8s8", "conv_matmul", only=(name,))
-        scores.append((name, centred_cosine(embed_rows(trial, log_mels), reference)))
-    return sorted(scores, key=lambda score: score[1])
-
-
-def embed_rows(
-    path: Path, log_mels: Float[np.ndarray, "rows 1 mels frames"]
-) -> Float[np.ndarray, "rows dim"]:
-    """Return the embeddings that an exported file gives for ``log_mels``."""
-    session = open_session(path)
-    batches = [
-        run_session(session, log_mels[i : i + BATCH_ROWS]) for i in range(0, len(log_mels), BATCH_ROWS)
-    ]
-    return np.concatenate(batches)
-
-
-def _choose(
-    calibrated: Calibrated,
-    work: Path,
-    held_out: Float[np.ndarray, "rows 1 mels frames"],
-    reference: Float[np.ndarray, "rows dim"],
+    plan: Plan,
+    rows: CalibrationRows,
+    judge: Judge,
+    fp32: Path,
     config: ExportConfig,
-) -> tuple[Ops, tuple[str, ...]]:
-    trial = work / "trial.onnx"
-
-    def score(ops: Ops, keep: tuple[str, ...] = ()) -> float:
-        write_quantised(calibrated, trial, "s8s8", ops, keep)
-        return centred_cosine(embed_rows(trial, held_out), reference)
-
-    best: tuple[float, Ops, tuple[str, ...]] = (score(config.int8_ops), config.int8_ops, ())
-    if best[0] >= config.int8_min_cosine:
-        return best[1], best[2]
-    if config.int8_ops == "all":
-        best = max(best, (score("conv_matmul"), "conv_matmul", ()))
-    if best[0] >= config.int8_min_cosine:
-        return best[1], best[2]
-    few = slice(0, SENSITIVITY_ROWS)
-    worst = [name for name, _ in sensitivity(calibrated, work, held_out[few], reference[few])]
-    number = 1
-    while number <= MAX_FLOAT_SHARE * len(worst) and best[0] < config.int8_min_cosine:
-        keep = tuple(worst[:number])
-        best = max(best, (score("conv_matmul", keep), "conv_matmul", keep))
-        number *= 2
-    log.warning(
-        "int8 fallback: ops %s, %d layers in float, centred cosine %.4f", best[1], len(best[2]), best[0]
+) -> Quantised:
+    fidelity = judge.fidelity(path)
+    got = embed_rows(path, rows.held_out)
+    return Quantised(
+        precision,
+        plan.ops,
+        plan.keep_float,
+        fidelity.centred_cosine,
+        _plain_cosine(got, judge.reference),
+        len(judge.reference),
+        rows.held_out_split,
+        Budget.of(config).met(fidelity),
+        path.stat().st_size,
+        fidelity.neighbour_overlap,
+        fidelity.probe_score,
+        judge.probe_score,
+        plan.int16,
+        plan.macs_share,
+        by_length(path, fp32, rows.held_out),
     )
-    return best[1], best[2]
 
 
-def _symbolic_shapes_work(path: Path) -> bool:
-    model = onnx.load(str(path))
-    try:
-        # Where it gives up, it leaves its graph in the current folder.
-        with quiet_exporter(), tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):
-            SymbolicShapeInference.infer_shapes(model)
-    except Exception as error:
-        # An optional pass that raises bare Exception (MobileViT's unfold) or TypeError (reductions of opset
-        # 18 and up) on good graphs; the exporter's own shapes stand in for it.
-        log.info("%s: symbolic shape inference skipped: %s", path.name, error)
-        return False
-    return True
+def by_length(path: Path, fp32: Path, log_mels: Float[np.ndarray, "rows 1 mels frames"]) -> dict[int, float]:
+    """Return the centred cosine at lengths other than the stored windows', by number of frames.
 
-
-def _multiplying_layers(model: Path) -> list[str]:
-    graph = onnx.load(str(model)).graph
-    return [node.name for node in graph.node if node.op_type in CONV_MATMUL and node.name]
+    Longer inputs are windows joined, shorter ones their beginnings.
+    """
+    stored = log_mels.shape[3]
+    found = {}
+    for share in OTHER_LENGTHS:
+        frames = max(1, round(share * stored))
+        each = -(-frames // stored)
+        number = min(LENGTH_ROWS, len(log_mels) // each)
+        if number < 2:
+            continue
+        joined = log_mels[: number * each].reshape(number, each, *log_mels.shape[1:])
+        inputs = np.concatenate(list(joined.swapaxes(0, 1)), axis=3)[..., :frames]
+        found[frames] = centred_cosine(embed_rows(path, inputs), embed_rows(fp32, inputs))
+    return found
 
 
 def _plain_cosine(got: Float[np.ndarray, "rows dim"], want: Float[np.ndarray, "rows dim"]) -> float:

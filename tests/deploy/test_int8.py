@@ -15,6 +15,7 @@ from pipeline.config import ExportConfig
 from pipeline.deploy import int8
 from pipeline.deploy import metadata as metadata_props
 from pipeline.deploy.calibration import LogMelBatches, read_rows
+from pipeline.deploy.layers import CONV_MATMUL
 from pipeline.deploy.parity import centred_cosine, check_runs, log_mel_inputs
 from pipeline.errors import ParityError, StoreError
 from tests.deploy import tiny
@@ -150,14 +151,14 @@ def test_layers_are_left_in_float_until_the_cosine_is_reached(
     wanted = ExportConfig(int8_min_cosine=1.0)
     report = int8.quantise(fp32, tmp_path, rows=rows, config=wanted, metadata=tiny.metadata())[0]
     assert not report.target_met
-    assert report.ops == "conv_matmul"
-    assert len(report.kept_float) == 1
     assert report.centred_cosine > quantised[1][0].centred_cosine
     graph = onnx.load(str(tmp_path / "student_s8s8.onnx")).graph
     dequantised = {o for n in graph.node if n.op_type == "DequantizeLinear" for o in n.output}
-    fed = {n.name: set(n.input[:2]) <= dequantised for n in graph.node if n.op_type in int8.CONV_MATMUL}
-    assert [name for name, is_int8 in fed.items() if not is_int8] == list(report.kept_float)
-    assert sum(fed.values()) == 2
+    fed = {n.name: set(n.input[:2]) <= dequantised for n in graph.node if n.op_type in CONV_MATMUL}
+    in_float = [name for name, is_int8 in fed.items() if not is_int8]
+    assert in_float == [name for name in report.kept_float if name in fed]
+    assert len(in_float) == 1, "half of three layers"
+    assert report.macs_share < 1
     assert json.loads(metadata_props.read(tmp_path / "student_s8s8.onnx")["kept_float"]) == list(
         report.kept_float
     )

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from pipeline.deploy import int8
+from pipeline.deploy import int8_graph
 
 
 def graph_that_defeats_inference(path: Path) -> Path:
@@ -32,6 +32,6 @@ def test_the_current_folder_stays_clean(tmp_path: Path, monkeypatch: pytest.Monk
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)
-    assert not int8._symbolic_shapes_work(graph_that_defeats_inference(tmp_path / "odd.onnx"))
+    assert not int8_graph._symbolic_shapes_work(graph_that_defeats_inference(tmp_path / "odd.onnx"))
     assert list(work.iterdir()) == []
     assert Path.cwd() == work

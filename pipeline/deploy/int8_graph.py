@@ -1,0 +1,184 @@
+"""One calibration of a float graph, and the Q/DQ files written from it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from jaxtyping import Float
+from onnxruntime.quantization import CalibrationMethod, QuantType, create_calibrator, quant_pre_process
+from onnxruntime.quantization.calibrate import TensorsData
+from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
+from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
+
+from pipeline.config import ExportConfig
+from pipeline.deploy.calibration import BATCH_ROWS, LogMelBatches
+from pipeline.deploy.equalisation import equalise
+from pipeline.deploy.layers import ALL_OPS, CONV_MATMUL
+from pipeline.deploy.onnx_export import quiet_exporter
+
+Precision = Literal["s8s8", "u8s8"]
+Ops = Literal["all", "conv_matmul"]
+# ONNX Runtime's entropy search at its default 128 bins returns MinMax's ranges; more bins make it a search.
+CALIBRATORS: dict[str, tuple[CalibrationMethod, dict[str, Any]]] = {
+    "minmax": (CalibrationMethod.MinMax, {}),
+    "percentile": (CalibrationMethod.Percentile, {"percentile": 99.99, "symmetric": False}),
+    "entropy": (CalibrationMethod.Entropy, {"num_bins": 2048, "num_quantized_bins": 128}),
+}
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """The pre-processed float graph and the range of each of its tensors."""
+
+    model: Path
+    ranges: TensorsData
+    symbolic_shapes: bool
+    per_channel: bool
+
+
+def calibrate(
+    fp32: Path, work: Path, log_mels: Float[np.ndarray, "rows 1 mels frames"], config: ExportConfig
+) -> Calibrated:
+    """Pre-process ``fp32`` into ``work``, equalise it if asked, and find each tensor's range over ``log_mels``."""
+    prepared = work / "prepared.onnx"
+    symbolic = _symbolic_shapes_work(fp32)
+    with quiet_exporter():
+        quant_pre_process(str(fp32), str(prepared), skip_symbolic_shape=not symbolic)
+    _name_nodes(prepared)
+    if config.equalisation != "none":
+        equalise(prepared, by=config.equalisation, log_mels=log_mels)
+    method, options = CALIBRATORS[config.calibration]
+    # The histogram calibrators print their progress.
+    with contextlib.redirect_stdout(io.StringIO()):
+        calibrator = create_calibrator(
+            prepared,
+            list(ALL_OPS),
+            augmented_model_path=str(work / "augmented.onnx"),
+            calibrate_method=method,
+            extra_options=options,
+        )
+        for first in range(0, len(log_mels), BATCH_ROWS):
+            # One reader a batch: the calibrators hold every activation of a reader at once.
+            calibrator.collect_data(LogMelBatches(log_mels[first : first + BATCH_ROWS]))
+        ranges = calibrator.compute_data()
+    return Calibrated(prepared, ranges, symbolic, config.per_channel)
+
+
+def write_quantised(
+    calibrated: Calibrated,
+    path: Path,
+    precision: Precision,
+    ops: Ops,
+    keep_float: Sequence[str] = (),
+    only: Sequence[str] = (),
+    int16: Sequence[str] = (),
+) -> None:
+    """Write one Q/DQ file.
+
+    Args:
+        calibrated: graph and ranges.
+        path: the file to write.
+        precision: signed or unsigned activations; weights are signed.
+        ops: which operator types are quantised.
+        keep_float: names of nodes left in float.
+        only: names of the only nodes quantised; empty = all of ``ops``.
+        int16: names of nodes whose inputs and outputs are 16-bit, symmetric; their weights are int8. Opset 20 has
+            no such type: every Q/DQ of the file is then ONNX Runtime's own operator.
+    """
+    activation = QuantType.QInt8 if precision == "s8s8" else QuantType.QUInt8
+    operators = ALL_OPS if ops == "all" else CONV_MATMUL
+    with quiet_exporter():
+        model = load_model_with_shape_infer(calibrated.model)
+        overrides = _sixteen_bit(model.graph, operators, keep_float, int16, activation) if int16 else {}
+        quantizer = QDQQuantizer(
+            model,
+            calibrated.per_channel,
+            False,
+            QuantType.QInt8,
+            activation,
+            calibrated.ranges,
+            list(only),
+            list(keep_float),
+            list(operators),
+            {"TensorQuantOverrides": overrides} if overrides else {},
+        )
+        quantizer.quantize_model()
+        quantizer.model.save_model_to_file(str(path), False)
+
+
+def _sixteen_bit(
+    graph: onnx.GraphProto,
+    operators: Sequence[str],
+    keep_float: Sequence[str],
+    int16: Sequence[str],
+    activation: QuantType,
+) -> dict[str, list[dict[str, Any]]]:
+    """Return the 16-bit tensors: what the named nodes give, and what they take.
+
+    A tensor that an 8-bit node gives stays 8-bit and is converted for them; what they give is converted for the
+    8-bit nodes that take it.
+    """
+    wide, kept = set(int16), set(keep_float)
+    producer = {name: node for node in graph.node for name in node.output}
+    consumers: dict[str, set[str]] = {}
+    for node in graph.node:
+        for name in node.input:
+            consumers.setdefault(name, set()).add(node.name)
+    constants = {i.name for i in graph.initializer}
+    chosen = [node for node in graph.node if node.name in wide]
+    tensors = [name for node in chosen for name in (*node.input, *node.output) if name not in constants]
+    sixteen = {"quant_type": QuantType.QInt16, "symmetric": True}
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name in dict.fromkeys(filter(None, tensors)):
+        source = producer.get(name)
+        narrow_source = (
+            source is not None
+            and source.op_type in operators
+            and source.name not in kept
+            and source.name not in wide
+        )
+        takers = consumers.get(name, set())
+        if narrow_source:
+            convert = {**sixteen, "recv_nodes": takers & wide}
+            found[name] = [{"quant_type": activation, "convert": convert}]
+        elif takers - wide:
+            found[name] = [
+                {**sixteen, "convert": {"quant_type": activation, "recv_nodes": takers - wide}},
+            ]
+        else:
+            found[name] = [dict(sixteen)]
+    return found
+
+
+def _name_nodes(path: Path) -> None:
+    """Give the nodes that pre-processing left without one a name: layers are chosen by it."""
+    model = onnx.load(str(path))
+    for number, node in enumerate(model.graph.node):
+        if not node.name:
+            node.name = f"{node.op_type}_unnamed_{number}"
+    onnx.save(model, str(path))
+
+
+def _symbolic_shapes_work(path: Path) -> bool:
+    model = onnx.load(str(path))
+    try:
+        # Where it gives up, it leaves its graph in the current folder.
+        with quiet_exporter(), tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):
+            SymbolicShapeInference.infer_shapes(model)
+    except Exception as error:
+        # An optional pass that raises bare Exception (MobileViT's unfold) or TypeError (reductions of opset
+        # 18 and up) on good graphs; the exporter's own shapes stand in for it.
+        log.info("%s: symbolic shape inference skipped: %s", path.name, error)
+        return False
+    return True
