@@ -40,7 +40,9 @@ class Converted:
     output: Quantisation | None
 
 
-def convert(model: onnx.ModelProto, *, ends: EndTypes = "float32") -> Converted:
+def convert(
+    model: onnx.ModelProto, *, ends: EndTypes = "float32", gather_by_convolution: bool = False
+) -> Converted:
     """Return ``model`` as a TFLite file.
 
     Args:
@@ -49,11 +51,12 @@ def convert(model: onnx.ModelProto, *, ends: EndTypes = "float32") -> Converted:
         ends: what the file takes and gives: float32 as the ONNX file does, or, for processors without float,
             the int8 tensors inside (the input is then read by one QuantizeLinear, and a DequantizeLinear gives
             the output).
+        gather_by_convolution: int8 channels are reordered by a convolution of zeros and ones: for NPUs without GATHER.
 
     Raises:
         ConversionError: a node has no form in TFLite; operator and node are named.
     """
-    graph = Graph(model)
+    graph = Graph(model, gather_by_convolution=gather_by_convolution)
     source, value = _input(graph, ends)
     graph.values[source] = value
     for node in model.graph.node:

@@ -66,9 +66,15 @@ class Constant:
 
 
 class Graph:
-    """A fixed-shape ONNX graph on its way into a :class:`ModelWriter`."""
+    """A fixed-shape ONNX graph on its way into a :class:`ModelWriter`.
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    Args:
+        model: the graph.
+        gather_by_convolution: channels are reordered by a convolution, which every NPU has, in place of GATHER.
+    """
+
+    def __init__(self, model: onnx.ModelProto, *, gather_by_convolution: bool = False) -> None:
+        self.gather_by_convolution = gather_by_convolution
         self.onnx = model.graph
         self.writer = ModelWriter(model.graph.name or "student")
         self.values: dict[str, Value] = {}

@@ -9,7 +9,9 @@ import onnx
 from ai_edge_litert import schema_py_generated as schema
 
 from pipeline.deploy.tflite.arithmetic import aligned, quantised, without
-from pipeline.deploy.tflite.graph import Constant, Graph, Value, attributes, unsupported
+from pipeline.deploy.tflite.graph import CHANNELS_LAST, Constant, Graph, Value, attributes, unsupported
+from pipeline.deploy.tflite.model import Quantisation
+from pipeline.deploy.tflite.windows import Window, convolved
 
 
 def reshape(graph: Graph, node: onnx.NodeProto) -> None:
@@ -144,6 +146,14 @@ def gather(graph: Graph, node: onnx.NodeProto) -> None:
     axis = value.axis(onnx_axis)
     positions = [int(index) % value.shape[axis] for index in np.atleast_1d(indices)]
     shape = [*value.shape[:axis], len(positions), *value.shape[axis + 1 :]]
+    if (
+        graph.gather_by_convolution
+        and value.quantisation is not None
+        and indices.ndim == 1
+        and axis == len(shape) - 1
+    ):
+        graph.finish(node, _gathered_channels(graph, node, value, positions))
+        return
     made = graph.emit(
         "GATHER", [value, graph.integers(positions, "indices")], shape, quantisation=value.quantisation,
         order=value.order, name=node.output[0], axis=axis,
@@ -152,6 +162,21 @@ def gather(graph: Graph, node: onnx.NodeProto) -> None:
         rest = [size for i, size in enumerate(shape) if i != axis]
         made = graph.reshaped(made, rest, without(value.order, {onnx_axis}))
     graph.finish(node, made)
+
+
+def _gathered_channels(graph: Graph, node: onnx.NodeProto, value: Value, positions: list[int]) -> Value:
+    # NPUs have no gather, but a convolution of one tap whose weights are 0 and 1 moves integers exactly.
+    channels, rest = value.shape[-1], int(np.prod(value.shape[:-1]))
+    weight = np.zeros((len(positions), channels, 1, 1), np.int8)
+    weight[np.arange(len(positions)), positions] = 1
+    one = Constant(weight, Quantisation((1.0,), (0,)))
+    map_order = CHANNELS_LAST[4]
+    flat = value if len(value.shape) == 4 else graph.reshaped(value, (1, 1, rest, channels), map_order)
+    window = Window((1, 1), (1, 1), (1, 1), (0, 0), (0, 0), (flat.shape[1], flat.shape[2]))
+    made = convolved(graph, node, flat, one, None, window, 1, value.quantisation)
+    if len(value.shape) == 4:
+        return Value(made.index, made.shape, value.order, value.quantisation)
+    return graph.reshaped(made, (*value.shape[:-1], len(positions)), value.order)
 
 
 def pad(graph: Graph, node: onnx.NodeProto) -> None:
