@@ -21,6 +21,7 @@ from pipeline.input_config import Input
 from pipeline.log_mel_config import LogMelConfig as LogMelConfig
 from pipeline.loss_config import CLASS_TERMS
 from pipeline.loss_config import LossConfig as LossConfig
+from pipeline.qat_config import QatConfig as QatConfig
 from pipeline.relations_config import RelationsConfig as RelationsConfig
 from pipeline.search_config import SearchConfig as SearchConfig
 from pipeline.search_config import SelectionConfig as SelectionConfig
@@ -200,6 +201,7 @@ class Recipe(Section):
     selection: SelectionConfig = SelectionConfig()
     sweep: SweepConfig = SweepConfig()
     search: SearchConfig = SearchConfig()
+    qat: QatConfig = QatConfig()
     runs: dict[str, RunConfig] = Field({}, description="named runs; none = one run called after the student")
     matrix: dict[str, dict[str, RunConfig]] = Field(
         {},

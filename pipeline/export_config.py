@@ -11,6 +11,7 @@ from pipeline.section import Section
 # Came after the first exports: counted only where they differ from these, what they were before.
 LATER: dict[str, Any] = {
     "classifier": False,
+    "int8_method": "ptq",
     "calibration_draw": "stored",
     "calibration_clusters": 32,
     "calibration_seed": 0,
@@ -32,6 +33,10 @@ class ExportConfig(Section):
         False, description="the run's class logits as a second output beside the embedding"
     )
     int8: bool = True
+    int8_method: Literal["ptq", "qat"] = Field(
+        "ptq",
+        description="ptq = ranges and layers chosen after training; qat = the files of `ossicle qat`, all layers int8",
+    )
     calibration_clips: int = Field(256, ge=1)
     calibration: Literal["minmax", "percentile", "entropy"] = "minmax"
     calibration_draw: Literal["stored", "cluster_nearest", "cluster_random"] = Field(

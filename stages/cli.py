@@ -202,6 +202,12 @@ def export(recipe: RecipeArgument = "demo", set_: SetOption = None, only: OnlyOp
 
 @app.command()
 def evaluate(
+@app.command()
+def qat(recipe: RecipeArgument = "demo", set_: SetOption = None, only: OnlyOption = None) -> None:
+    """Fine-tune the trained runs through int8's rounding, on the store's cached targets alone."""
+    typer.echo(_call("qat", recipe, set_, only=tuple(only or ())))
+
+
     recipe: RecipeArgument = "demo",
     set_: SetOption = None,
     model: Annotated[
@@ -238,7 +244,12 @@ def report(recipe: RecipeArgument = "demo", set_: SetOption = None) -> None:
 @app.command()
 def demo(recipe: RecipeArgument = "demo", set_: SetOption = None) -> None:
     """Every stage in order; finished artifacts are reused."""
-    for stage in ("fetch", "manifest", "embed", "distill", "export", "evaluate", "benchmark", "report"):
+    from pipeline import recipe as recipes
+
+    trained = recipes.load(recipe, set_ or ()).export.int8_method == "qat"
+    stages = ("fetch", "manifest", "embed", "distill", *(("qat",) if trained else ()), "export", "evaluate",
+              "benchmark", "report")  # fmt: skip
+    for stage in stages:
         folder = _call(stage, recipe, set_)
     typer.echo(folder / "report.html")
 

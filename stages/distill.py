@@ -8,22 +8,18 @@ from __future__ import annotations
 
 import logging
 import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from pipeline import artifact
-from pipeline import recipe as recipes
 from pipeline.config import Recipe
-from pipeline.errors import ConfigError, MissingArtifactError, TrainingError, near_matches
+from pipeline.errors import ConfigError, MissingArtifactError, TrainingError
 from pipeline.ranks import Rank
 from pipeline.recipe import Run
 from pipeline.run_folder import folder_of
@@ -34,8 +30,9 @@ from pipeline.training.loop import Progress as StepProgress
 from pipeline.training.loop import TrainingStopped
 from pipeline.training.pool import Outcome, limit_of, train_all
 from stages import locations
+from stages.run_choice import chosen_runs
+from stages.run_display import RunDisplay
 
-LINE_SECONDS = 15.0
 SCORES = ("accuracy", "teacher_accuracy", "mean_average_precision")
 
 
@@ -56,7 +53,7 @@ def run(recipe: Recipe, *, console: Console, only: tuple[str, ...] = ()) -> Path
         TrainingError: a run failed; the others were trained all the same.
         KeyboardInterrupt: stopped; every run has its checkpoint.
     """
-    waiting, jobs, rank = _chosen(recipe, only), list[Job](), Rank.of_environment()
+    waiting, jobs, rank = chosen_runs(recipe, only), list[Job](), Rank.of_environment()
     while waiting:
         # Where none can start, building the first job says what is missing.
         ready = [run for run in waiting if _can_start(run)] or waiting
@@ -88,8 +85,8 @@ def _train_apart(recipe: Recipe, jobs: list[Job], console: Console) -> None:
     todo = [job for job in jobs if job.run.label not in finished]
     outcomes = dict(finished)
     if todo:
-        limit = limit_of(recipe.jobs, max(job.run.recipe.train.threads for job in todo))
-        with _Display(console, todo) as display:
+        limit = limit_of(recipe.jobs, max(job.threads for job in todo))
+        with RunDisplay(console, "distill", _steps(todo)) as display:
             try:
                 outcomes |= train_all(todo, limit, display.show)
             except KeyboardInterrupt:
@@ -118,7 +115,11 @@ def _train_together(jobs: list[Job], rank: Rank, console: Console) -> None:
         console = Console(quiet=True)
         logging.getLogger("pipeline").setLevel(logging.ERROR)
     outcomes: dict[str, Outcome] = {}
-    with _asked_to_stop() as asked, joined(rank, devices.pop()) as group, _Display(console, jobs) as display:
+    with (
+        _asked_to_stop() as asked,
+        joined(rank, devices.pop()) as group,
+        RunDisplay(console, "distill", _steps(jobs)) as display,
+    ):
         console.print(f"distill: {rank.world} processes a run")
         for job in jobs:
             display.show(job, {"event": "start"})
@@ -131,7 +132,7 @@ def _train_together(jobs: list[Job], rank: Rank, console: Console) -> None:
     console.print(_table(jobs, outcomes))
 
 
-def _train_one(job: Job, group: Group, display: _Display, asked: Callable[[], bool]) -> Outcome:
+def _train_one(job: Job, group: Group, display: RunDisplay, asked: Callable[[], bool]) -> Outcome:
     def progress(now: StepProgress) -> None:
         if group.is_first:
             display.show(job, {
@@ -167,95 +168,21 @@ def _why(outcome: Outcome) -> str:
 
 def jobs_of(recipe: Recipe, only: tuple[str, ...] = ()) -> list[Job]:
     """Return the jobs of the chosen runs, finished ones too; arguments and errors as in ``run``."""
-    return [_job(run) for run in _chosen(recipe, only)]
+    return [_job(run) for run in chosen_runs(recipe, only)]
 
 
-def _chosen(recipe: Recipe, only: tuple[str, ...]) -> list[Run]:
-    runs = recipes.expand(recipe)
-    known = {run.name for run in runs} | {run.label for run in runs}
-    for name in only:
-        if name not in known:
-            raise ConfigError(f"the recipe has no run {name!r}", expected=near_matches(name, known), got=name)
-    return [run for run in runs if not only or run.name in only or run.label in only]
+def _steps(jobs: list[Job]) -> dict[str, int]:
+    trains = {job.run.label: job.run.recipe.train for job in jobs}
+    return {
+        label: 0 if train.control in ("random", "teacher_lr") else train.steps
+        for label, train in trains.items()
+    }
 
 
 def _job(run: Run) -> Job:
     store = locations.store_folder(run.recipe)
     read_marker(store, run=f"make embed RECIPE={run.recipe.name}")
     return Job(run, store, locations.run_folder(run), locations.run_config(run), locations.run_inputs(run))
-
-
-class _Display:
-    """One bar a run; where there is no terminal, a line a run every ``LINE_SECONDS``."""
-
-    def __init__(self, console: Console, jobs: list[Job]) -> None:
-        self._console = console
-        self._bars = Progress(
-            TextColumn("{task.description}"), BarColumn(),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"), TextColumn("{task.fields[figures]}"),
-            TimeRemainingColumn(),
-            console=console, disable=not console.is_terminal, auto_refresh=console.is_terminal,
-        )  # fmt: skip
-        self._tasks: dict[str, TaskID] = {}
-        self._began: dict[str, tuple[float, int]] = {}
-        self._spoke: dict[str, float] = {}
-        self._width = max(len(job.run.label) for job in jobs)
-
-    def __enter__(self) -> _Display:
-        self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Leave the bars as they are."""
-        self._bars.stop()
-
-    def show(self, job: Job, event: dict[str, Any]) -> None:
-        """Show one event of ``pipeline.training.pool``."""
-        label, kind = job.run.label, event["event"]
-        if kind == "start":
-            self._start(job)
-        elif kind == "progress":
-            self._progress(label, event)
-        elif kind == "warning":
-            self._console.print(f"distill: warning: {event['text']}", markup=False)
-        elif kind == "failed":
-            self._console.print(f"distill: {label} failed: {event['text']}", markup=False)
-        elif kind == "stopped":
-            self._console.print(f"distill: {label} stopped at step {event['step']}, checkpoint written")
-        elif kind == "done":
-            self._done(label, event["summary"])
-
-    def _start(self, job: Job) -> None:
-        label, train = job.run.label, job.run.recipe.train
-        steps = 0 if train.control in ("random", "teacher_lr") else train.steps
-        self._tasks[label] = self._bars.add_task(label.ljust(self._width), total=steps, figures="preparing")
-        self._spoke[label] = time.monotonic()
-        if not self._console.is_terminal:
-            self._console.print(f"distill: {label} starts, {steps} steps")
-
-    def _progress(self, label: str, event: dict[str, Any]) -> None:
-        figures = f"loss {event['loss']:.4f}  {event['samples_per_second']:,.0f} samples/s"
-        self._bars.update(self._tasks[label], completed=event["step"], figures=figures)
-        now = time.monotonic()
-        self._began.setdefault(label, (now, event["step"]))
-        if not self._console.is_terminal and now - self._spoke[label] >= LINE_SECONDS:
-            self._spoke[label] = now
-            since, first = self._began[label]
-            left = (event["steps"] - event["step"]) * (now - since) / max(event["step"] - first, 1)
-            left_text = timedelta(seconds=round(left))
-            self._console.print(
-                f"distill: {label} {event['step']}/{event['steps']}  {figures}  {left_text} left"
-            )
-
-    def _done(self, label: str, summary: dict[str, Any]) -> None:
-        self._bars.update(
-            self._tasks[label], completed=summary["steps"], total=summary["steps"], figures="done"
-        )
-        if not self._console.is_terminal:
-            self._console.print(f"distill: {label} is done, {summary['steps']} steps")
 
 
 def _table(jobs: list[Job], outcomes: dict[str, Outcome]) -> Table:

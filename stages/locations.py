@@ -17,6 +17,12 @@ from pipeline.store.commits import finished_arrays, read_marker
 from pipeline.store.location import Place, below, is_url
 from pipeline.students.checkpoint_file import content_digest
 
+# What of ``[export]`` the trained int8 graph depends on.
+QAT_EXPORT_KEYS = frozenset({
+    "opset", "calibration_clips", "calibration", "calibration_draw", "calibration_clusters", "calibration_seed",
+    "per_channel", "int8_ops", "equalisation",
+})  # fmt: skip
+
 
 def root(recipe: Recipe) -> Path:
     """Return the folder of all artifacts."""
@@ -189,14 +195,36 @@ def run_folder(run: Run) -> Path:
     return artifact.folder_for(root(run.recipe), "run", run.label, work)
 
 
+def qat_config(run: Run) -> dict[str, Any]:
+    """Return what a run's quantisation-aware fine-tuning depends on, its inputs apart."""
+    recipe = run.recipe
+    export = {name: value for name, value in recipe.export.counted().items() if name in QAT_EXPORT_KEYS}
+    return {"qat": recipe.qat.counted(), "export": export, "augment": recipe.augment.counted(), "code": 1}
+
+
+def qat_inputs(run: Run) -> dict[str, str]:
+    """Return the digests of the run and of what it was trained on."""
+    done = artifact.read(run_folder(run), run=f"make distill RECIPE={run.recipe.name}")
+    return {**run_inputs(run), "run": done.digest}
+
+
+def qat_folder(run: Run) -> Path:
+    """Return the folder of one run's quantisation-aware fine-tuning, made or not."""
+    work = artifact.identity("qat", qat_config(run), qat_inputs(run))
+    return artifact.folder_for(root(run.recipe), "qat", run.label, work)
+
+
 def export_config(run: Run) -> dict[str, Any]:
     """Return what an export depends on, its run apart."""
     return {"export": run.recipe.export.counted(), "code": 1}
 
 
 def export_inputs(run: Run) -> dict[str, str]:
-    """Return the digest of the run that is exported."""
-    return {"run": artifact.read(run_folder(run), run=f"make distill RECIPE={run.recipe.name}").digest}
+    """Return the digest of the run that is exported; with ``export.int8_method = "qat"`` also of its int8 training."""
+    made = {"run": artifact.read(run_folder(run), run=f"make distill RECIPE={run.recipe.name}").digest}
+    if run.recipe.export.int8 and run.recipe.export.int8_method == "qat":
+        made["qat"] = artifact.read(qat_folder(run), run=f"ossicle qat {run.recipe.name}").digest
+    return made
 
 
 def export_folder(run: Run) -> Path:

@@ -72,6 +72,11 @@ class Job:
         """The digest that names the work."""
         return artifact.identity("run", self.config, self.inputs)
 
+    @property
+    def threads(self) -> int:
+        """CPU threads that it asks for."""
+        return self.run.recipe.train.threads
+
     def to_json(self) -> str:
         """Return the job as one line of JSON, for another process."""
         return json.dumps({
@@ -109,7 +114,7 @@ def run_job(
     """
     group = group or Group()
     job.folder.mkdir(parents=True, exist_ok=True)
-    with _lock(job.folder) if group.is_first else nullcontext():
+    with locked(job.folder) if group.is_first else nullcontext():
         if group.of_first(lambda: artifact.is_finished(job.folder, job.work)):
             return artifact.read(job.folder)
         if group.is_first:
@@ -276,7 +281,7 @@ def _check(state: TrainingState, held_out: HeldOut) -> dict[str, float]:
 
 
 @contextmanager
-def _lock(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Hold the run's folder. The wait covers a killed parent whose run still makes its last checkpoint."""
     handle = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:

@@ -17,6 +17,7 @@ from pipeline.training.job import Job
 from pipeline.training.worker import STOPPED_STATUS
 
 LOG_FILE = "train.log"
+WORKER = "pipeline.training.worker"
 STOP_SECONDS = 120.0
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
@@ -46,7 +47,10 @@ def limit_of(jobs: int, threads: int) -> int:
 
 
 def train_all(
-    jobs: Sequence[Job], limit: int, on_event: Callable[[Job, Event], None] = lambda job, event: None
+    jobs: Sequence[Job],
+    limit: int,
+    on_event: Callable[[Job, Event], None] = lambda job, event: None,
+    worker: str = WORKER,
 ) -> dict[str, Outcome]:
     """Train every job, at most ``limit`` at a time, and return each outcome by the run's label.
 
@@ -58,6 +62,7 @@ def train_all(
         limit: processes at the same time.
         on_event: called in this thread with ``start``, ``progress``, ``warning``, ``stopped``, ``failed`` or
             ``done`` events.
+        worker: the module whose process trains one job; it ends in ``pipeline.training.worker.serve``.
     """
     waiting, running = list(jobs), dict[str, _Process]()
     outcomes: dict[str, Outcome] = {}
@@ -66,7 +71,7 @@ def train_all(
         while waiting or running:
             while waiting and len(running) < limit:
                 job = waiting.pop(0)
-                running[job.run.label] = _Process(job, events)
+                running[job.run.label] = _Process(job, events, worker)
                 on_event(job, {"event": "start"})
             _handle(*events.get(), running, outcomes, on_event)
     except BaseException:
@@ -104,7 +109,7 @@ def _handle(
 class _Process:
     """One run's process and the thread that reads its events."""
 
-    def __init__(self, job: Job, events: queue.Queue[tuple[Job, Event | None]]) -> None:
+    def __init__(self, job: Job, events: queue.Queue[tuple[Job, Event | None]], worker: str) -> None:
         job.folder.mkdir(parents=True, exist_ok=True)
         self.job = job
         self._last: Event = {}
@@ -112,9 +117,9 @@ class _Process:
         with self._log.open("ab") as log:
             # A group of its own: Ctrl-C reaches the parent alone, which then asks each run to stop.
             self.popen = subprocess.Popen(
-                [sys.executable, "-m", "pipeline.training.worker"],
+                [sys.executable, "-m", worker],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
-                env=_environment(job.run.recipe.train.threads), process_group=0,
+                env=_environment(job.threads), process_group=0,
             )  # fmt: skip
         assert self.popen.stdin is not None
         assert self.popen.stdout is not None

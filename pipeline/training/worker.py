@@ -1,4 +1,4 @@
-"""The process that trains one run: ``python -m pipeline.training.worker``.
+"""The process that trains one run: ``python -m pipeline.training.worker``, and what others like it share.
 
 A job comes in as one line of JSON on standard input; events go out as lines of JSON on standard output.
 SIGTERM, or a reader that has gone away, ends the run at its next step with a checkpoint; SIGINT is left to
@@ -13,10 +13,14 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.errors import OssicleError
+
+if TYPE_CHECKING:
+    from pipeline.artifact import Artifact
 
 EVENT_SECONDS = 0.25
 STOPPED_STATUS, FAILED_STATUS = 3, 4
@@ -54,8 +58,31 @@ class _Warnings(logging.Handler):
         self._events.send("warning", text=record.getMessage())
 
 
+class Train(Protocol):
+    """Trains the job that one line of JSON describes."""
+
+    def __call__(
+        self, line: str, *, on_progress: Callable[[Any], None], should_stop: Callable[[], bool]
+    ) -> Artifact: ...
+
+
 def main() -> int:
     """Train the job on standard input; return 0, ``STOPPED_STATUS`` or ``FAILED_STATUS``."""
+    return serve(_training)
+
+
+def _training() -> Train:
+    from pipeline.training.job import Job, run_job
+
+    return lambda line, **hooks: run_job(Job.from_json(line), **hooks)
+
+
+def serve(load: Callable[[], Train]) -> int:
+    """Train the job on standard input and tell of it on standard output; return the process's status.
+
+    Args:
+        load: imports what trains. Called once signals are handled: importing torch takes seconds.
+    """
     events = Events()
 
     def ask_to_stop(number: int, frame: FrameType | None) -> None:
@@ -65,9 +92,10 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("pipeline").addHandler(_Warnings(events))
-    # Here, not above: importing torch takes seconds, and SIGINT has to be ignored before that.
-    from pipeline.training.job import Job, run_job
+    # Here, not above, for the same reason.
     from pipeline.training.loop import Progress, TrainingStopped
+
+    train = load()
 
     def progress(now: Progress) -> None:
         events.send_progress(
@@ -75,9 +103,7 @@ def main() -> int:
         )
 
     try:
-        done = run_job(
-            Job.from_json(sys.stdin.readline()), on_progress=progress, should_stop=lambda: events.stop
-        )
+        done = train(sys.stdin.readline(), on_progress=progress, should_stop=lambda: events.stop)
     except TrainingStopped as stopped:
         events.send("stopped", step=stopped.step)
         return STOPPED_STATUS

@@ -32,6 +32,7 @@ OPTIONS = {
         "--storage",
     ],
     "export": ["recipe", "--set", "--only"],
+    "qat": ["recipe", "--set", "--only"],
     "evaluate": ["recipe", "--set", "--model", "--manifest", "--label", "--group"],
     "benchmark": ["recipe", "--set", "--host"],
     "report": ["recipe", "--set"],

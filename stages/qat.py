@@ -1,0 +1,134 @@
+"""``ossicle qat``: fine-tune trained runs through int8's rounding, on the store's cached targets alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline import artifact
+from pipeline.config import Recipe
+from pipeline.errors import ConfigError, MissingArtifactError, TrainingError
+from pipeline.quantisation.job import QatJob
+from pipeline.recipe import Run
+from pipeline.store.commits import read_marker
+from pipeline.training.pool import Outcome, limit_of, train_all
+from stages import locations
+from stages.run_choice import chosen_runs
+from stages.run_display import RunDisplay
+
+WORKER = "pipeline.quantisation.worker"
+
+
+def run(recipe: Recipe, *, console: Console, only: Sequence[str] = ()) -> Path:
+    """Fine-tune every finished run that is no control and is not done yet, several at a time.
+
+    Args:
+        recipe: its ``[qat]`` section says how, ``[export]`` what is quantised; ``jobs`` how many processes.
+        console: for the bars and the table.
+        only: run names or labels (``name-seed0``); controls are fine-tuned when named here.
+
+    Returns:
+        The run's folder, or the folder of all where there are several.
+
+    Raises:
+        ConfigError: ``only`` names no run.
+        MissingArtifactError: none of the chosen runs is trained yet.
+        TrainingError: a run failed; the others were trained all the same.
+        KeyboardInterrupt: stopped; every run has its checkpoint.
+    """
+    jobs = [_job(run) for run in _trained(recipe, only, console)]
+    done = [job for job in jobs if artifact.is_finished(job.folder, job.work)]
+    outcomes = {job.run.label: Outcome("done", artifact.read(job.folder).summary) for job in done}
+    for label in outcomes:
+        console.print(f"qat: {label} is finished, reused")
+    todo = [job for job in jobs if job not in done]
+    if todo:
+        steps = {job.run.label: job.run.recipe.qat.steps for job in todo}
+        limit = limit_of(recipe.jobs, max(job.threads for job in todo))
+        with RunDisplay(console, "qat", steps) as display:
+            try:
+                outcomes |= train_all(todo, limit, display.show, WORKER)
+            except KeyboardInterrupt:
+                display.close()
+                console.print(f"qat: stopped; to go on: ossicle qat {recipe.name} (same options)")
+                raise
+    console.print(_table(jobs, outcomes))
+    failed = {label: one.error for label, one in outcomes.items() if one.state != "done"}
+    if failed:
+        raise TrainingError(
+            f"{len(failed)} of {len(jobs)} runs failed",
+            got="; ".join(f"{label}: {error}" for label, error in failed.items()),
+            run="the same command trains only what is not finished",
+        )
+    return jobs[0].folder if len(jobs) == 1 else locations.root(recipe) / "qat"
+
+
+def _trained(recipe: Recipe, only: Sequence[str], console: Console) -> list[Run]:
+    chosen = [run for run in chosen_runs(recipe, only) if only or run.recipe.train.control == "none"]
+    if not chosen:
+        raise ConfigError(
+            "every run of the recipe is a control", run=f"ossicle qat {recipe.name} --only NAME"
+        )
+    finished = [run for run in chosen if artifact.is_finished(locations.run_folder(run))]
+    if not finished:
+        raise MissingArtifactError(
+            "no trained run to quantise", expected=", ".join(run.label for run in chosen),
+            run=f"ossicle distill {recipe.name}",
+        )  # fmt: skip
+    for waiting in chosen:
+        if waiting not in finished:
+            console.print(f"qat: {waiting.label} is not trained yet; left out")
+    return finished
+
+
+def _job(run: Run) -> QatJob:
+    store = locations.store_folder(run.recipe)
+    read_marker(store, run=f"make embed RECIPE={run.recipe.name}")
+    return QatJob(
+        run, store, locations.qat_folder(run), locations.qat_config(run), locations.qat_inputs(run),
+        locations.run_folder(run),
+    )  # fmt: skip
+
+
+def _table(jobs: list[QatJob], outcomes: dict[str, Outcome]) -> Table:
+    table = Table(title="int8, calibrated and trained, against float32", title_justify="left")
+    table.add_column("run")
+    for heading in (
+        "steps",
+        "centred cosine",
+        "trained",
+        "neighbour overlap",
+        "trained",
+        "probe drop",
+        "trained",
+    ):
+        table.add_column(heading, justify="right")
+    table.add_column("folder")
+    for job in jobs:
+        outcome = outcomes[job.run.label]
+        summary = outcome.summary
+        if not summary:
+            table.add_row(job.run.label, outcome.state, *["-"] * 6, str(job.folder))
+            continue
+        before, after = summary["before"], summary["after"]
+        table.add_row(
+            job.run.label,
+            str(summary["steps"]),
+            f"{before['centred_cosine']:.4f}",
+            f"{after['centred_cosine']:.4f}",
+            f"{before['neighbour_overlap']:.3f}",
+            f"{after['neighbour_overlap']:.3f}",
+            _drop(summary, before),
+            _drop(summary, after),
+            str(job.folder),
+        )
+    return table
+
+
+def _drop(summary: dict[str, Any], fidelity: dict[str, Any]) -> str:
+    whole, own = summary["float_probe_score"], fidelity["probe_score"]
+    return "-" if whole is None or own is None else f"{100 * (whole - own):+.1f}"
