@@ -22,7 +22,7 @@ from pipeline.deploy.metadata import ExportMetadata
 from pipeline.deploy.onnx_export import export_student
 from pipeline.deploy.parity import check_parity, check_runs, log_mel_inputs, waveform_inputs
 from pipeline.deploy.sessions import open_session, run_session
-from pipeline.deploy.stream_export import check_stream, export_stream
+from pipeline.deploy.stream_bundle import write_streams
 from pipeline.store.location import Place
 from pipeline.store.reader import StoreReader
 from pipeline.students.classifier import CLASSES_FILE, WithClassifier, read_classifier
@@ -30,7 +30,6 @@ from pipeline.students.classifier import WEIGHTS_FILE as CLASSIFIER_FILE
 from pipeline.students.saved import SavedStudent, load_student, read_description
 
 FP32, S8S8, U8S8 = "student_fp32.onnx", "student_s8s8.onnx", "student_u8s8.onnx"
-STREAM = "student_stream.onnx"
 FRONTEND, PARITY = "frontend.onnx", "parity.json"
 
 
@@ -89,10 +88,6 @@ def export_run(job: Job) -> dict[str, Any]:
     if isinstance(written, WithClassifier):
         of_logits = check_parity(written.logits, job.folder / FP32, inputs, tolerance=tolerance, output=1)
         report["student_fp32_logits"] = of_logits.as_json()
-    if student.backbone.causal is not None:
-        export_stream(student, job.folder / STREAM, metadata=metadata, opset=job.settings.opset)
-        stream = check_stream(student, job.folder / STREAM, inputs, tolerance=tolerance)
-        report["student_stream"] = stream.as_json()
     report["frontend"] = write_frontend(description.frontend, job.folder / FRONTEND, job.settings)
     for name in files:
         with artifact.replacing(job.folder / name) as temporary:
@@ -117,6 +112,10 @@ def export_run(job: Job) -> dict[str, Any]:
             if job.settings.classifier:
                 report[path.stem]["same_answers"] = _same_answers(path, job.folder / FP32, rows.held_out)
         summary["int8"] = found[0].as_json()
+    if student.backbone.causal is not None:
+        summary["stream"] = report["student_stream"] = write_streams(
+            student, job.folder, rows=rows, inputs=inputs, settings=job.settings, metadata=metadata
+        )
     artifact.write_json(job.folder / PARITY, report)
     artifact.finish(job.folder, kind="export", config=job.config, inputs=job.inputs, summary=summary)
     return summary

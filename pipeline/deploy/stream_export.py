@@ -13,14 +13,16 @@ import torch
 from torch import Tensor
 
 from pipeline import artifact
+from pipeline.config import LogMelConfig
 from pipeline.deploy import metadata as metadata_props
 from pipeline.deploy.metadata import ExportMetadata
 from pipeline.deploy.onnx_export import INPUT, OUTPUT, export_graph
-from pipeline.deploy.onnx_stream import NEXT, PROPERTY, OnnxStream
+from pipeline.deploy.onnx_stream import NEXT, PROPERTY, Carried, OnnxStream
 from pipeline.deploy.parity import Parity, ShapeParity
 from pipeline.errors import ParityError
+from pipeline.students.latency import latency
 from pipeline.students.normalised import NormalisedStudent
-from pipeline.students.streaming import StreamingStep
+from pipeline.students.streaming import StreamingStep, causal_form_of
 
 EXPORT_BATCH = 2
 PORTIONS = 5
@@ -33,7 +35,8 @@ def export_stream(
 
     Every tensor that is carried is an input (``in_c.0.0.past``) and an output of the same shape
     (``in_c.0.0.past.next``); batch is dynamic. The property ``ossicle.stream`` lists them with their values before
-    the first block, so that a device needs the file alone (:class:`~pipeline.deploy.onnx_stream.OnnxStream`).
+    the first block, so that a device needs the file alone (:class:`~pipeline.deploy.onnx_stream.OnnxStream`), and
+    says how late the student is by construction (:func:`timing_of`).
 
     Args:
         student: causal, with its normalisation.
@@ -52,7 +55,10 @@ def export_stream(
     described: dict[str, Any] = {
         "step_frames": step.step_frames,
         "padding": 0.0 if student.backbone.normalises_input else float(student.mean),
-        "carried": [_described(name, value) for name, value in zip(step.names, step.initial(1), strict=True)],
+        "carried": [
+            _carried(name, value).as_json() for name, value in zip(step.names, step.initial(1), strict=True)
+        ],
+        "timing": timing_of(student, metadata.frontend),
     }
     batch: list[dict[int, str]] = [{0: "batch"} if value.ndim > 1 else {} for value in carried]
     with artifact.replacing(path) as temporary:
@@ -102,7 +108,30 @@ def check_stream(
     return Parity(tuple(found), tolerance)
 
 
-def _described(name: str, value: Tensor) -> dict[str, Any]:
-    first = float(value.flatten()[0])
-    shape = list(value.shape) if value.ndim == 1 else [None, *value.shape[1:]]
-    return {"name": name, "shape": shape, "initial": str(first) if first == -torch.inf else first}
+def timing_of(student: NormalisedStudent, frontend: LogMelConfig) -> dict[str, Any]:
+    """Return a causal student's times behind ``frontend``, in milliseconds and frames, for a JSON file.
+
+    ``step_ms`` is from one embedding to the next; ``algorithmic_ms`` and ``longest_ms`` are the latency for a sound
+    at the end and at the beginning of a block (:class:`~pipeline.students.latency.Latency`).
+
+    Raises:
+        ConfigError: the student is not causal.
+    """
+    form, found = causal_form_of(student), latency(student, frontend)
+    return {
+        "window_ms": found.window_ms,
+        "hop_ms": found.hop_ms,
+        "step_frames": form.step_frames,
+        "step_ms": form.step_frames * found.hop_ms,
+        "memory_frames": form.memory_frames,
+        "receptive_field_frames": found.field.frames,
+        "receptive_field_ms": found.receptive_field_ms,
+        "lookahead_frames": found.field.lookahead_frames,
+        "algorithmic_ms": found.algorithmic_ms,
+        "longest_ms": found.longest_ms,
+    }
+
+
+def _carried(name: str, value: Tensor) -> Carried:
+    shape = tuple(value.shape) if value.ndim == 1 else (-1, *value.shape[1:])
+    return Carried(name, shape, float(value.flatten()[0]))
