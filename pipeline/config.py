@@ -164,10 +164,17 @@ class BenchmarkConfig(Section):
     """Cost figures."""
 
     arm: bool = Field(True, description="count executed aarch64 instructions under QEMU")
-    arm_cpus: tuple[Literal["cortex-a72", "cortex-a76"], ...] = ("cortex-a72", "cortex-a76")
+    arm_cpus: tuple[Literal["cortex-a53", "cortex-a55", "cortex-a72", "cortex-a76"], ...] = Field(
+        ("cortex-a53", "cortex-a55", "cortex-a72", "cortex-a76"),
+        description="emulated processors; docs/benchmark.md says what each stands for",
+    )
+    layers: bool = Field(
+        True, description="MACs, parameters, time and instructions of each layer, with a plot"
+    )
     latency_runs: int = Field(200, ge=10)
     latency_seconds: float = Field(5.0, gt=0, description="timed for at most this long a model")
     host: str | None = Field(None, description="user@board, reached by ssh")
+    ssh_config: Path | None = Field(None, description="an ssh configuration file instead of the user's own")
 
 
 class RunConfig(Section):
@@ -194,6 +201,7 @@ class Recipe(Section):
     sampling: SamplingConfig = SamplingConfig()
     augment: AugmentConfig = AugmentConfig()
     train: TrainConfig = TrainConfig()
+    qat: QatConfig = QatConfig()
     export: ExportConfig = ExportConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     benchmark: BenchmarkConfig = BenchmarkConfig()
@@ -201,7 +209,6 @@ class Recipe(Section):
     selection: SelectionConfig = SelectionConfig()
     sweep: SweepConfig = SweepConfig()
     search: SearchConfig = SearchConfig()
-    qat: QatConfig = QatConfig()
     runs: dict[str, RunConfig] = Field({}, description="named runs; none = one run called after the student")
     matrix: dict[str, dict[str, RunConfig]] = Field(
         {},
