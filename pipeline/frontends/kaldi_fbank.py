@@ -16,7 +16,7 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from pipeline.frontends.kaldi_frames import FrameWriter, compiled
+from pipeline.frontends.kaldi_frames import CompiledPasses, compiled
 from pipeline.section import Section
 
 LOG_FLOOR = torch.finfo(torch.float32).eps
@@ -145,7 +145,7 @@ class KaldiFbank(nn.Module):
         super().__init__()
         self.config = config = config or FbankConfig()
         self.register_buffer("window", analysis_window(config), persistent=False)
-        # Rows doubled, for the squares of real and imaginary parts lie side by side and are added by the product.
+        # Rows doubled: the squares of real and imaginary parts lie side by side, and the product adds them.
         weights = mel_weights(config).repeat_interleave(2 if config.use_power else 1, dim=0)
         self._groups = _groups(weights)
         for number, (bands, bins) in enumerate(self._groups):
@@ -179,34 +179,42 @@ class KaldiFbank(nn.Module):
     def _block(self, framed: Tensor, log_mels: Tensor, scratches: dict[int, _Scratch]) -> None:
         """Write ``log_mels`` of (clips, frames, samples), a part of one clip or several whole ones."""
         config, count = self.config, framed.shape[0] * framed.shape[1]
+        passes = compiled() if framed.device.type == "cpu" and framed.dtype == torch.float32 else None
         if count not in scratches:
-            scratches[count] = self._scratch(count)
+            scratches[count] = self._scratch(count, is_compiled=passes is not None)
         scratch = scratches[count]
-        write = compiled() if framed.device.type == "cpu" and framed.dtype == torch.float32 else None
-        if write is None:
+        if passes is None:
             self._frame(framed, scratch)
         else:
-            self._frame_compiled(framed, scratch.padded, write)
+            self._frame_compiled(framed, scratch.padded, passes)
         spectrum = torch.fft.rfft(scratch.padded)
-        energies = torch.view_as_real(spectrum).flatten(1).square_() if config.use_power else spectrum.abs()
+        if not config.use_power:
+            energies = spectrum.abs()
+        elif passes is None:
+            energies = torch.view_as_real(spectrum).flatten(1).square_()
+        else:
+            energies = scratch.power
+            passes.write_power(torch.view_as_real(spectrum).flatten(1).numpy(), energies.numpy())
         for bins, weights, mels in scratch.products:
             torch.mm(energies[:, bins], weights, out=mels)
         torch.log(scratch.mels.clamp_(min=LOG_FLOOR), out=log_mels.view(count, config.mels))
 
     def _frame(self, framed: Tensor, scratch: _Scratch) -> None:
-        """Write the frames into ``scratch.windowed``, whole arrays at a time."""
+        """Write the frames into ``scratch.padded``, whole arrays at a time."""
+        wide = scratch.wide
+        frames, flat = wide[:, 1:].view(framed.shape), wide.view(-1)
         if self.config.remove_dc_offset:
-            torch.sub(framed, framed.mean(dim=-1, keepdim=True), out=scratch.frames.view(framed.shape))
+            torch.sub(framed, framed.mean(dim=-1, keepdim=True), out=frames)
         else:
-            scratch.frames.view(framed.shape).copy_(framed)
+            frames.copy_(framed)
         if self.config.preemphasis:
             # The first sample stands twice, as its own predecessor; one flat difference then serves all frames.
-            scratch.predecessor.copy_(scratch.first)
-            torch.mul(scratch.all_but_last, self.config.preemphasis, out=scratch.before)
-            scratch.all_but_first.sub_(scratch.before)
-        torch.mul(scratch.frames, self.window, out=scratch.windowed)
+            wide[:, 0].copy_(wide[:, 1])
+            torch.mul(flat[:-1], self.config.preemphasis, out=scratch.before)
+            flat[1:].sub_(scratch.before)
+        torch.mul(wide[:, 1:], self.window, out=scratch.padded[:, : self.config.frame_samples])
 
-    def _frame_compiled(self, framed: Tensor, padded: Tensor, write: FrameWriter) -> None:
+    def _frame_compiled(self, framed: Tensor, padded: Tensor, passes: CompiledPasses) -> None:
         """Write the same frames, to the bit, in one pass."""
         shift, (clips, frames, size) = self.config.shift_samples, framed.shape
         means = framed.mean(dim=-1) if self.config.remove_dc_offset else framed.new_zeros(clips, frames)
@@ -216,38 +224,40 @@ class KaldiFbank(nn.Module):
         for wave, mean, rows in zip(
             waves, means.numpy(), padded.numpy().reshape(clips, frames, -1), strict=True
         ):
-            write(wave, shift, mean, window, preemphasis, rows)
+            passes.write_frames(wave, shift, mean, window, preemphasis, rows)
 
-    def _scratch(self, count: int) -> _Scratch:
+    def _scratch(self, count: int, *, is_compiled: bool) -> _Scratch:
         """Return what a pass of ``count`` frames writes."""
         config, like = self.config, self.window
-        wide = like.new_empty(count, config.frame_samples + 1)
-        flat = wide.view(-1)
-        padded = like.new_zeros(count, config.n_fft)
+        wide = like.new_empty(0 if is_compiled else count, config.frame_samples + 1)
         mels = like.new_empty(count, config.mels)
-        groups = enumerate(self._groups)
+        products = []
+        for number, (bands, bins) in enumerate(self._groups):
+            weights = self.get_buffer(f"weights{number}")
+            if is_compiled and config.use_power:
+                bins, weights = slice(bins.start // 2, bins.stop // 2), weights[::2].contiguous()
+            products.append((bins, weights, mels[:, bands]))
         return _Scratch(
-            frames=wide[:, 1:], predecessor=wide[:, 0], first=wide[:, 1],
-            all_but_first=flat[1:], all_but_last=flat[:-1], before=torch.empty_like(flat[1:]),
-            padded=padded, windowed=padded[:, : config.frame_samples], mels=mels,
-            products=[(bins, self.get_buffer(f"weights{n}"), mels[:, bands]) for n, (bands, bins) in groups],
-        )  # fmt: skip
+            wide=wide,
+            before=like.new_empty(max(0, wide.numel() - 1)),
+            padded=like.new_zeros(count, config.n_fft),
+            power=like.new_empty(count if is_compiled else 0, config.n_fft // 2 + 1),
+            mels=mels,
+            products=products,
+        )
 
 
 class _Scratch(NamedTuple):
-    """Arrays that every pass of one size writes anew, and views of them: making those takes as long as a product.
+    """Arrays that every pass of one size writes anew: making them takes as long as a product.
 
-    ``padded`` stays zero behind each frame.
+    ``padded`` stays zero behind each frame. ``wide`` and ``before`` serve passes over whole arrays, ``power``
+    the compiled ones.
     """
 
-    frames: Tensor
-    predecessor: Tensor
-    first: Tensor
-    all_but_first: Tensor
-    all_but_last: Tensor
+    wide: Tensor
     before: Tensor
     padded: Tensor
-    windowed: Tensor
+    power: Tensor
     mels: Tensor
     products: list[tuple[slice, Tensor, Tensor]]
 

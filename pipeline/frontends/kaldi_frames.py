@@ -1,6 +1,6 @@
-"""Kaldi's frames in one pass over memory, compiled by numba where it is installed (extra: speed).
+"""Kaldi's frames and their power, each in one pass over memory, compiled by numba where it is installed (extra: speed).
 
-The operations and their order are those of ``KaldiFbank``'s own loop over whole arrays, so the frames are equal
+The frames' operations and their order are those of ``KaldiFbank``'s own loop over whole arrays, so they are equal
 bit by bit; only the passes between are saved.
 """
 
@@ -10,28 +10,30 @@ import functools
 import importlib.util
 import inspect
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32
 
-# What ``compiled`` returns: writes the frames of one clip.
-FrameWriter = Callable[
-    [np.ndarray, int, np.ndarray, np.ndarray, np.float32, np.ndarray],
-    None,
-]
+
+class CompiledPasses(NamedTuple):
+    """``write_frames`` and ``write_power``, compiled."""
+
+    write_frames: Callable[[np.ndarray, int, np.ndarray, np.ndarray, np.float32, np.ndarray], None]
+    write_power: Callable[[np.ndarray, np.ndarray], None]
 
 
 @functools.cache
-def compiled() -> FrameWriter | None:
-    """Return the compiled ``write_frames``, or None where numba is not installed."""
+def compiled() -> CompiledPasses | None:
+    """Return the passes, compiled; None where numba is not installed."""
     if importlib.util.find_spec("numba") is None:
         return None
     import numba
 
     # No fastmath: a product and its sum must be rounded apart, as Kaldi's are. Unwrapped: a shape check around
     # the function cannot be compiled.
-    writer: FrameWriter = numba.njit(nogil=True, error_model="numpy")(inspect.unwrap(write_frames))
-    return writer
+    compile_ = numba.njit(nogil=True, error_model="numpy")
+    return CompiledPasses(*(compile_(inspect.unwrap(one)) for one in (write_frames, write_power)))
 
 
 def write_frames(
@@ -58,3 +60,13 @@ def write_frames(
         for i in range(1, len(window)):
             out[i] = ((frame[i] - mean) - preemphasis * (frame[i - 1] - mean)) * window[i]
         out[0] = ((frame[0] - mean) - preemphasis * (frame[0] - mean)) * window[0]
+
+
+def write_power(
+    spectrum: Float32[np.ndarray, "frames pairs"], power: Float32[np.ndarray, "frames bins"]
+) -> None:
+    """Write the squared magnitudes of ``spectrum``, whose real and imaginary parts stand side by side."""
+    for frame in range(power.shape[0]):
+        for k in range(power.shape[1]):
+            real, imaginary = spectrum[frame, 2 * k], spectrum[frame, 2 * k + 1]
+            power[frame, k] = real * real + imaginary * imaginary

@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.frontends.log_mel import padded_window
 from pipeline.frontends.m2d_frontend import LOG_OFFSET, log_mel_config
 from pipeline.frontends.mel_bank import mel_bank
+from pipeline.frontends.windowed_dft import padded_window
 
 SAMPLE_RATE_HZ = 16_000
 MEAN, DEVIATION = -7.056, 4.193

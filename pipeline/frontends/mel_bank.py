@@ -1,4 +1,4 @@
-"""Mel scales and triangular filter banks, in float64."""
+"""Mel scales and triangular filter banks, in float64. numpy alone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.config import LogMelConfig
+from pipeline.frontends.constants import LogMelConstants
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def triangles(points: Array, edges: Array) -> Array:
     return np.maximum(0.0, np.minimum(rising, falling))
 
 
-def mel_bank(config: LogMelConfig) -> Array:
+def mel_bank(config: LogMelConstants) -> Array:
     """Return the (mels, n_fft // 2 + 1) filter bank of ``config``: triangles linear in Hz."""
     bins_hz: Array = np.arange(config.n_fft // 2 + 1, dtype=np.float64) * (
         config.sample_rate_hz / config.n_fft

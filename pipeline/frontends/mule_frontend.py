@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.config import LogMelConfig
-from pipeline.frontends.log_mel import padded_window
 from pipeline.frontends.mel_bank import mel_bank
+from pipeline.frontends.windowed_dft import padded_window
 
 SAMPLE_RATE_HZ = 16_000
 N_FFT = 2_048

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.config import LogMelConfig
-from pipeline.frontends.log_mel import windowed_dft
 from pipeline.frontends.mel_bank import mel_bank
+from pipeline.frontends.windowed_dft import windowed_dft
 
 MELS = 64
 MIN_HZ = 50.0

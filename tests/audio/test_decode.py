@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import wave
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import soxr
 
 from pipeline.audio import decode
 from pipeline.errors import AudioError
@@ -114,3 +116,19 @@ def test_resampled_sines_are_the_sines_of_the_new_rate(from_hz: int, to_hz: int)
 def test_resampling_removes_what_the_new_rate_cannot_hold() -> None:
     tone = np.sin(2 * np.pi * 12_000 * np.arange(44_100) / 44_100).astype(np.float32)
     assert np.abs(decode.resample(tone, 44_100, 16_000)[1_000:-1_000]).max() < 1e-5
+
+
+def test_resampling_again_gives_the_bits_of_a_fresh_resampler() -> None:
+    """In every thread: the filter's state must not stay from one signal to the next."""
+    rng = np.random.default_rng(0)
+    signals = [rng.standard_normal(samples).astype(np.float32) for samples in (88_200, 50, 12_345, 88_200)]
+    rates = [(44_100, 16_000), (48_000, 44_100), (44_100, 16_000), (8_000, 44_100)]
+
+    def resampled(signal: np.ndarray) -> list[np.ndarray]:
+        return [decode.resample(signal, *rate) for rate in rates]
+
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(resampled, signals * 3))
+    for signal, ours in zip(signals * 3, found, strict=True):
+        for rate, one in zip(rates, ours, strict=True):
+            np.testing.assert_array_equal(one, soxr.resample(signal, *rate, quality="HQ"))
