@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from stages import model_commands
 from stages.console import console as _console
 from stages.store_commands import store_app
 from stages.student_commands import students_app
@@ -33,13 +34,20 @@ teachers_app = typer.Typer(
 )
 app.add_typer(teachers_app, name="teachers")
 app.add_typer(students_app, name="students")
+model_commands.register(app)
 
 # Which extra of the distribution brings a library that the core does without.
 EXTRAS = {"soundfile": "audio", "soxr": "audio", "torchaudio": "audio"}
 EXTRAS |= {"onnx": "deploy", "onnxruntime": "deploy", "onnxscript": "deploy", "onnx_ir": "deploy"}
 EXTRAS |= {"matplotlib": "report", "jinja2": "report", "zarrs": "speed", "h5py": "hdf5", "obstore": "s3"}
-EXTRAS |= {"optuna": "search"}
-EXTRAS |= {"pyroomacoustics": "rooms", "ray": "ray", "ai_edge_litert": "tflite", "transformers": "wav2vec2"}
+EXTRAS |= {"optuna": "search", "huggingface_hub": "hub"}
+EXTRAS |= {
+    "pyroomacoustics": "rooms",
+    "ray": "ray",
+    "ai_edge_litert": "tflite",
+    "flatbuffers": "tflite",
+    "transformers": "wav2vec2",
+}
 
 RecipeArgument = Annotated[
     str, typer.Argument(help="a recipe file, or the name of a shipped one", metavar="RECIPE")
@@ -195,19 +203,38 @@ def search(
 
 
 @app.command()
+def qat(recipe: RecipeArgument = "demo", set_: SetOption = None, only: OnlyOption = None) -> None:
+    """Fine-tune the trained runs through int8's rounding, on the store's cached targets alone."""
+    typer.echo(_call("qat", recipe, set_, only=tuple(only or ())))
+
+
+@app.command()
 def export(recipe: RecipeArgument = "demo", set_: SetOption = None, only: OnlyOption = None) -> None:
     """Write ONNX and int8 files of the trained students, checked against torch."""
     typer.echo(_call("export", recipe, set_, only=tuple(only or ())))
 
 
 @app.command()
-def evaluate(
+def convert(
+    recipe: RecipeArgument = "demo",
+    set_: SetOption = None,
+    only: OnlyOption = None,
+    to: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TARGET", help="litert, ethos-u55-128, executorch, ... (may repeat)"),
+    ] = None,
+    environments_only: Annotated[
+        bool, typer.Option("--environments-only", help="build what the targets need and stop")
+    ] = False,
+) -> None:
+    """Write exported students for LiteRT, Ethos-U NPUs and ExecuTorch, each compared with the float file."""
+    single = [*(set_ or ()), *([f"convert.targets={to}"] if to else ())]
+    options = {"only": tuple(only or ()), "environments_only": environments_only}
+    typer.echo(_call("convert", recipe, single, **options))
+
+
 @app.command()
-def qat(recipe: RecipeArgument = "demo", set_: SetOption = None, only: OnlyOption = None) -> None:
-    """Fine-tune the trained runs through int8's rounding, on the store's cached targets alone."""
-    typer.echo(_call("qat", recipe, set_, only=tuple(only or ())))
-
-
+def evaluate(
     recipe: RecipeArgument = "demo",
     set_: SetOption = None,
     model: Annotated[

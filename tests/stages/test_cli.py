@@ -12,6 +12,7 @@ import typer
 from stages import cli
 
 OPTIONS = {
+    "package": ["run", "--to", "--store", "--licence", "--push", "--private"],
     "fetch": ["recipe", "name", "--from", "--trust-sha256", "--set"],
     "manifest": ["recipe", "--set"],
     "finetune": ["recipe", "--set", "--only"],
@@ -31,8 +32,9 @@ OPTIONS = {
         "--max-arm-instructions-per-second",
         "--storage",
     ],
-    "export": ["recipe", "--set", "--only"],
     "qat": ["recipe", "--set", "--only"],
+    "export": ["recipe", "--set", "--only"],
+    "convert": ["recipe", "--set", "--only", "--to", "--environments-only"],
     "evaluate": ["recipe", "--set", "--model", "--manifest", "--label", "--group"],
     "benchmark": ["recipe", "--set", "--host"],
     "report": ["recipe", "--set"],

@@ -1,0 +1,1 @@
+"""A trained student as one folder that anyone can use: files, model card, licences, examples."""
