@@ -83,13 +83,18 @@ def spec_augment(
     freq_masks: int = 1,
     time_masks: int = 1,
     per_clip: bool = True,
+    in_place: bool = False,
 ) -> Float[Tensor, "batch mels frames"]:
-    """Return ``log_mel`` with bands and spans of each clip set to ``fill``; limit 0 masks nothing."""
+    """Return ``log_mel`` with bands and spans of each clip set to ``fill``; limit 0 masks nothing.
+
+    With ``in_place`` the masks are written into ``log_mel`` itself.
+    """
     given = log_mel
     masks = [(1, freq_mask_rows)] * freq_masks + [(2, time_mask_frames)] * time_masks
     for axis, limit in masks:
         # The first mask copies the batch; further ones may write into that copy.
-        log_mel = _mask(log_mel, limit, fill, generator, axis, per_clip, in_place=log_mel is not given)
+        owned = in_place or log_mel is not given
+        log_mel = _mask(log_mel, limit, fill, generator, axis, per_clip, in_place=owned)
     return log_mel
 
 
@@ -177,6 +182,15 @@ def _mask(
     if limit == 0:
         return log_mel
     start, end = draw_spans(log_mel.shape[0] if per_clip else 1, length, limit, generator)
+    if log_mel.device.type == "cpu" and log_mel.dtype == torch.float32 and not log_mel.requires_grad:
+        # A fifth of the time of a select by a mask, which reads and writes every value.
+        masked = log_mel if in_place else log_mel.clone()
+        # One clip, or the whole batch, at a time; the masked axis first.
+        along = masked.numpy().swapaxes(1, axis)
+        groups = along if per_clip else along.swapaxes(0, 1)[None]
+        for group, first, last in zip(groups, start.tolist(), end.tolist(), strict=True):
+            group[first:last] = fill
+        return masked
     place = torch.arange(length)
     hidden = (place >= start[:, None]) & (place < end[:, None])
     hidden = hidden.unsqueeze(3 - axis).to(log_mel.device)

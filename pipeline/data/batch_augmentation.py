@@ -101,7 +101,7 @@ class BatchAugmentation:
         changed = augment.spec_augment(
             changed, freq_mask_rows=train.freq_mask_rows, time_mask_frames=train.time_mask_frames,
             fill=self.fill, generator=own, freq_masks=config.freq_masks, time_masks=config.time_masks,
-            per_clip=config.mask_per == "clip",
+            per_clip=config.mask_per == "clip", in_place=changed is not log_mel,
         )  # fmt: skip
         return AugmentedBatch(changed, mix)
 

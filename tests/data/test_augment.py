@@ -82,6 +82,19 @@ def test_equal_generators_give_equal_masks_and_the_input_stays() -> None:
     assert torch.equal(original, kept)
 
 
+@pytest.mark.parametrize("per_clip", [True, False])
+@pytest.mark.parametrize("in_place", [True, False])
+def test_masks_are_those_of_a_select(per_clip: bool, in_place: bool) -> None:
+    """Float64 rows take the path of devices: a select by a mask of booleans."""
+    options = {"freq_mask_rows": 9, "time_mask_frames": 12, "fill": FILL, "freq_masks": 2, "time_masks": 2}
+    original = torch.randn(7, 20, 30)
+    expected = spec_augment(original.double(), **options, per_clip=per_clip, generator=seeded(5))  # type: ignore[arg-type]
+    masked = spec_augment(original, **options, per_clip=per_clip, in_place=in_place, generator=seeded(5))  # type: ignore[arg-type]
+    assert (masked == FILL).any()
+    assert torch.equal(masked, expected.float())
+    assert (masked is original) == in_place
+
+
 def test_limits_of_nothing_change_nothing() -> None:
     original = torch.randn(3, 4, 5)
     masked = spec_augment(original, freq_mask_rows=0, time_mask_frames=0, fill=0.0, generator=seeded())
