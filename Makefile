@@ -9,7 +9,7 @@ OSSICLE := $(BIN)/ossicle
 ARGS    = $(RECIPE) $(foreach s,$(SET),--set $(s)) $(if $(AUDIO),--set fetch.audio_folder=$(abspath $(AUDIO)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo fetch manifest finetune embed distill export evaluate benchmark report test check bench recipes fixtures quality doctor clean
+.PHONY: help setup demo fetch manifest finetune embed distill export evaluate benchmark report test check bench benchmark-gate benchmark-gate-update recipes fixtures quality runtimes doctor clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -36,6 +36,9 @@ fetch manifest finetune embed distill export evaluate benchmark report: setup  #
 quality: setup  ## the figures of README: three seeds, controls, the thesis's students (SET="evaluate.audio_roots.esc10=FOLDER")
 	$(OSSICLE) demo quality $(foreach s,$(SET),--set $(s))
 
+runtimes: setup  ## build the environment of ExecuTorch (1.7 GB, in the cache) for: ossicle convert RUN --to executorch
+	$(OSSICLE) convert --environments-only --to executorch
+
 doctor: setup  ## what this machine has and what each stage would do about it
 	$(OSSICLE) doctor
 
@@ -51,6 +54,12 @@ check: $(VENV)/.ready-dev  ## lint, types, import contracts
 
 bench: $(VENV)/.ready-dev  ## speed goals as ratios measured in one run (ONLY=name for one)
 	$(BIN)/python -m tests.benchmarks.run $(if $(ONLY),--only $(ONLY))
+
+benchmark-gate: $(VENV)/.ready-dev  ## sizes and executed ARM instructions of the shipped students, within 2 % of the committed ones
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.student_costs $(if $(ONLY),--only $(ONLY))
+
+benchmark-gate-update: $(VENV)/.ready-dev  ## measure those anew and write tests/benchmarks/student_costs.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.student_costs --update $(if $(ONLY),--only $(ONLY))
 
 recipes: $(VENV)/.ready-dev  ## every run of every published system's recipe, end to end on miniature datasets
 	OSSICLE_RECIPES=all $(BIN)/python -m pytest -q -n0 tests/e2e/test_published_recipes.py tests/e2e/test_tess.py tests/e2e/test_teacher_chain.py --durations=0

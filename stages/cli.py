@@ -215,25 +215,6 @@ def export(recipe: RecipeArgument = "demo", set_: SetOption = None, only: OnlyOp
 
 
 @app.command()
-def convert(
-    recipe: RecipeArgument = "demo",
-    set_: SetOption = None,
-    only: OnlyOption = None,
-    to: Annotated[
-        list[str] | None,
-        typer.Option(metavar="TARGET", help="litert, ethos-u55-128, executorch, ... (may repeat)"),
-    ] = None,
-    environments_only: Annotated[
-        bool, typer.Option("--environments-only", help="build what the targets need and stop")
-    ] = False,
-) -> None:
-    """Write exported students for LiteRT, Ethos-U NPUs and ExecuTorch, each compared with the float file."""
-    single = [*(set_ or ()), *([f"convert.targets={to}"] if to else ())]
-    options = {"only": tuple(only or ()), "environments_only": environments_only}
-    typer.echo(_call("convert", recipe, single, **options))
-
-
-@app.command()
 def evaluate(
     recipe: RecipeArgument = "demo",
     set_: SetOption = None,

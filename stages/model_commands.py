@@ -1,4 +1,4 @@
-"""``ossicle package`` and ``ossicle compare``: commands over models, not over a recipe's stages."""
+"""``ossicle package``, ``convert`` and ``compare``: commands over models, not over a recipe's stages."""
 
 from __future__ import annotations
 
@@ -36,6 +36,45 @@ def package(
     typer.echo(target)
 
 
+def convert(
+    run: Annotated[str | None, typer.Argument(help="a run's or an export's folder", metavar="RUN")] = None,
+    to: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TARGET", help="litert (the default), ethos-u55-128, executorch, ...; may repeat"
+        ),
+    ] = None,
+    store: Annotated[
+        str | None, typer.Option(help="the run's store, where it is not among the artifacts")
+    ] = None,
+    held_out_clips: Annotated[
+        int, typer.Option(min=2, help="rows of the store that each file is compared with float32 on")
+    ] = 256,
+    system_config: Annotated[
+        str | None, typer.Option(help="Vela's name of clock and memories; default Arm's of the family")
+    ] = None,
+    memory_mode: Annotated[
+        str | None, typer.Option(help="Vela's memory mode, e.g. Sram_Only; default the family's")
+    ] = None,
+    environments_only: Annotated[
+        bool, typer.Option("--environments-only", help="build the environments that --to needs, and stop")
+    ] = False,
+) -> None:
+    """Write an exported run for LiteRT, Ethos-U NPUs or ExecuTorch, compared with float32 on stored rows."""
+    module = importlib.import_module("stages.convert")
+    targets = tuple(to or ("litert",))
+    if environments_only:
+        typer.echo(module.build_environments(targets, console=console()))
+        return
+    if run is None:
+        raise typer.BadParameter("which run? a run's or an export's folder")
+    chosen = {
+        "held_out_clips": held_out_clips, "system_config": system_config, "memory_mode": memory_mode,
+    }  # fmt: skip
+    typer.echo(module.run(run, console=console(), to=targets, store=store, **chosen))
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands to the ``ossicle`` command."""
     app.command()(package)
+    app.command()(convert)
