@@ -7,41 +7,24 @@ import json
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from pipeline import artifact
 from pipeline.config import Recipe
-from pipeline.errors import MissingArtifactError, OssicleError
-from pipeline.measure import arm, arm_root, latency, model_cost, remote
-from pipeline.measure.complexity import count_macs, parameter_count
+from pipeline.errors import OssicleError
+from pipeline.measure import arm, arm_root, extra_tables, latency, model_cost, remote, streaming_cost
 from pipeline.measure.teacher_cost import load_teacher, teacher_costs
-from pipeline.recipe import Run, expand
-from pipeline.students.saved import load_student, read_description
-from stages import benchmark_table, locations
+from pipeline.recipe import Run
+from stages import benchmark_layers, benchmark_table, locations
+from stages.benchmark_layers import reason
+from stages.benchmark_models import NOT_FOR_ARM, Model, exported, models
 
-PRECISIONS = ("fp32", "s8s8", "u8s8")
 RESULT = "benchmark.json"
-
-
-@dataclass(eq=False)
-class Model:
-    """One ONNX file to measure, its input, and the row that is being filled."""
-
-    path: Path
-    value: np.ndarray
-    row: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """Label and precision."""
-        return f"{self.row['model']} {self.row['precision']}"
 
 
 def run(recipe: Recipe, *, console: Console, host: str | None = None) -> Path:
@@ -58,13 +41,18 @@ def run(recipe: Recipe, *, console: Console, host: str | None = None) -> Path:
     Raises:
         MissingArtifactError: nothing was exported yet.
     """
-    runs = _exported(recipe, console)
+    runs = exported(recipe, console)
     folder = locations.benchmark_folder(recipe)
     config, inputs = _identity(recipe, runs)
     if _is_reusable(folder, artifact.identity("benchmark", config, inputs)):
         console.print(f"benchmark: reused from {folder}")
     else:
         _measure(recipe, runs, folder, console)
+        exports = {one.name: locations.export_folder(one) for one in runs}
+        streaming_cost.write_table(
+            folder, [(name, artifact.read(export).digest, export) for name, export in exports.items()],
+            runs=recipe.benchmark.latency_runs, seconds=recipe.benchmark.latency_seconds, recipe=recipe.name,
+        )  # fmt: skip
         rows = _read(folder)["rows"]
         failure = _arm_failure(rows) if recipe.benchmark.arm else None
         summary = {"rows": len(rows), "arm_missing": failure}
@@ -72,46 +60,23 @@ def run(recipe: Recipe, *, console: Console, host: str | None = None) -> Path:
     record = _read(folder)
     board_host = host or recipe.benchmark.host
     board = _time_on_board(recipe, runs, folder, board_host, console) if board_host else None
-    console.print(benchmark_table.text(record, board), markup=False, soft_wrap=True)
-    for note in benchmark_table.notes(record):
+    digests = {row["export_digest"] for row in record["rows"] if "export_digest" in row}
+    extra, stale = extra_tables.read(folder, digests)
+    console.print(benchmark_table.text(record, board, extra), markup=False, soft_wrap=True)
+    for note in [*benchmark_table.notes(record, board), *stale]:
         console.print(f"benchmark: {note}")
+    if recipe.benchmark.layers:
+        console.print(f"benchmark: layer by layer in {folder}/layers-*.md and .svg")
     return folder
-
-
-def _exported(recipe: Recipe, console: Console) -> list[Run]:
-    """Return one exported seed of every run that is no control, the headline first."""
-    chosen: dict[str, Run] = {}
-    waiting: list[str] = []
-    for one in expand(recipe):
-        if one.recipe.train.control != "none" or one.name in chosen:
-            continue
-        try:
-            ready = artifact.is_finished(locations.export_folder(one))
-        except MissingArtifactError:
-            ready = False
-        if ready:
-            chosen[one.name] = one
-        else:
-            waiting.append(one.label)
-    for label in waiting:
-        if label.rpartition("-seed")[0] not in chosen:
-            console.print(f"benchmark: {label} is not exported yet; left out")
-    if not chosen:
-        raise MissingArtifactError(
-            "no exported student to measure",
-            expected=", ".join(waiting) or "a run that is no control",
-            run=f"ossicle export {recipe.name}",
-        )
-    return sorted(chosen.values(), key=lambda one: one.name != recipe.headline)
 
 
 def _identity(recipe: Recipe, runs: list[Run]) -> tuple[dict[str, Any], dict[str, str]]:
     config = {
-        "benchmark": recipe.benchmark.model_dump(mode="json", exclude={"host"}),
+        "benchmark": recipe.benchmark.model_dump(mode="json", exclude={"host", "ssh_config"}),
         "window_seconds": recipe.embed.window_seconds,
         "teacher": recipe.embed.teacher.name,
         "headline": recipe.headline,
-        "code": 1,
+        "code": 2,
     }
     return config, {one.label: artifact.read(locations.export_folder(one)).digest for one in runs}
 
@@ -125,25 +90,32 @@ def _is_reusable(folder: Path, work: str) -> bool:
 
 
 def _measure(recipe: Recipe, runs: list[Run], folder: Path, console: Console) -> None:
-    models = _models(recipe, runs)
-    counted = [m for m in models if recipe.benchmark.arm and m.row["precision"] != "u8s8"]
-    steps = 2 * len(models) + len(counted) * len(recipe.benchmark.arm_cpus) + 1
+    found = models(recipe, runs)
+    bench = recipe.benchmark
+    counted = [m for m in found if bench.arm and m.row["precision"] not in NOT_FOR_ARM]
+    steps = 2 * len(found) + len(counted) * len(bench.arm_cpus) + 1 + bench.layers
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task("benchmark", total=steps)
-        for model in models:
+        for model in found:
             progress.update(bar, description=f"count {model.name}")
             _fill(model.row, "exact", functools.partial(model_cost.exact_costs, model.path, model.value))
             progress.advance(bar)
         # Alone on the machine: emulation beside it would spoil every time.
-        for model in models:
+        for model in found:
             progress.update(bar, description=f"time {model.name}")
             _fill(model.row, "x86", functools.partial(_x86, model, recipe))
             progress.advance(bar)
         progress.update(bar, description=f"time teacher {recipe.embed.teacher.name}")
         teachers = _teacher_rows(recipe)
         progress.advance(bar)
-        _count_arm(recipe, models, counted, progress, bar)
+        _count_arm(recipe, found, counted, progress, bar)
+        breakdown = None
+        if bench.layers:
+            progress.update(bar, description="layers")
+            emulated = sorted({cpu for model in counted for cpu in model.row.get("arm", {})})
+            breakdown = benchmark_layers.measure(found, emulated, recipe.paths.cache)
+            progress.advance(bar)
     record = {
         "schema": "ossicle-benchmark/1",
         "recipe": recipe.name,
@@ -152,43 +124,14 @@ def _measure(recipe: Recipe, runs: list[Run], folder: Path, console: Console) ->
         "machine": latency.processor(),
         "arm": _arm_versions(recipe),
         "provenance": artifact.provenance(),
-        "rows": [*(model.row for model in models), *teachers],
+        "rows": [*(model.row for model in found), *teachers],
     }
     # An older marker must not vouch for new figures if we are stopped between the two files.
     (folder / artifact.MARKER).unlink(missing_ok=True)
+    (folder / benchmark_layers.RESULT).unlink(missing_ok=True)
+    if breakdown is not None:
+        benchmark_layers.write(folder, breakdown)
     artifact.write_json(folder / RESULT, record)
-
-
-def _models(recipe: Recipe, runs: list[Run]) -> list[Model]:
-    models: list[Model] = []
-    frontends: dict[str, Model] = {}
-    for one in runs:
-        folder = locations.export_folder(one)
-        saved = read_description(folder)
-        frontend = saved.frontend
-        samples = round(recipe.embed.window_seconds * frontend.sample_rate_hz)
-        shape = (1, 1, frontend.mels, frontend.frames(samples))
-        value = model_cost.example_log_mel(shape, saved.mean, saved.std)
-        student = load_student(folder)
-        macs = count_macs(student, torch.from_numpy(value))
-        shared = {
-            "kind": "student", "model": one.name, "run": one.label, "seed": one.seed,
-            "student": saved.student.name, "headline": one.name == recipe.headline,
-            "export": folder.name, "export_digest": artifact.read(folder).digest,
-            "parameters": parameter_count(student), "macs": macs, "flops": 2 * macs, "input_shape": list(shape),
-        }  # fmt: skip
-        for precision in PRECISIONS:
-            path = folder / f"student_{precision}.onnx"
-            if path.is_file():
-                models.append(Model(path, value, {**shared, "precision": precision, "not_measured": {}}))
-        path = folder / "frontend.onnx"
-        if artifact.file_digest(path) not in frontends:
-            row = {
-                "kind": "frontend", "model": "log-mel frontend", "run": one.label, "headline": False,
-                "precision": "fp32", "parameters": 0, "input_shape": [1, samples], "not_measured": {},
-            }  # fmt: skip
-            frontends[artifact.file_digest(path)] = Model(path, model_cost.example_waveform(samples), row)
-    return [*models, *frontends.values()]
 
 
 def _fill(row: dict[str, Any], figure: str, measure: Callable[[], dict[str, Any]]) -> None:
@@ -196,7 +139,7 @@ def _fill(row: dict[str, Any], figure: str, measure: Callable[[], dict[str, Any]
     try:
         row.update(measure())
     except OssicleError as error:
-        row["not_measured"][figure] = _reason(error)
+        row["not_measured"][figure] = reason(error)
     if row["kind"] == "frontend" and "executed_macs" in row:
         row["macs"], row["flops"] = row["executed_macs"], 2 * row["executed_macs"]
 
@@ -216,7 +159,7 @@ def _teacher_rows(recipe: Recipe) -> list[dict[str, Any]]:
     try:
         teacher = load_teacher(recipe.embed.teacher, cache=recipe.paths.cache)
     except OssicleError as error:
-        reasons = {**unmeasured, "macs": _reason(error), "x86": _reason(error)}
+        reasons = {**unmeasured, "macs": reason(error), "x86": reason(error)}
         return [{**shared, "kind": "teacher", "model": name, "not_measured": reasons}]
     bench = recipe.benchmark
     costs = teacher_costs(teacher, runs=bench.latency_runs, seconds=bench.latency_seconds)
@@ -234,8 +177,8 @@ def _count_arm(
 ) -> None:
     for model in models:
         if model not in counted:
-            why = "u8s8 is for timing on x86" if recipe.benchmark.arm else "benchmark.arm is false"
-            model.row["not_measured"]["arm"] = why
+            why = NOT_FOR_ARM.get(model.row["precision"])
+            model.row["not_measured"]["arm"] = why or "benchmark.arm is false"
     if not counted:
         return
     cache = recipe.paths.cache
@@ -246,7 +189,7 @@ def _count_arm(
         arm_root.prepare(cache)
     except OssicleError as error:
         for model in counted:
-            model.row["not_measured"]["arm"] = _reason(error)
+            model.row["not_measured"]["arm"] = reason(error)
         progress.advance(bar, len(counted) * len(recipe.benchmark.arm_cpus))
         return
     for model in counted:
@@ -263,7 +206,7 @@ def _count_arm(
                 try:
                     model.row["arm"][cpu] = asdict(future.result())
                 except OssicleError as error:
-                    model.row["not_measured"][f"arm {cpu}"] = _reason(error)
+                    model.row["not_measured"][f"arm {cpu}"] = reason(error)
                 progress.update(bar, advance=1, description=f"{cpu} {model.name}")
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -274,11 +217,15 @@ def _arm_versions(recipe: Recipe) -> dict[str, Any] | None:
     if not recipe.benchmark.arm or not arm_root.is_ready(recipe.paths.cache):
         return None
     root = arm_root.prepare(recipe.paths.cache)
-    return {"versions": arm_root.versions(), "packages": root.packages, "runs": 5, "statistic": "minimum"}
+    processors = {cpu: asdict(arm_root.CPUS[cpu]) for cpu in recipe.benchmark.arm_cpus}
+    return {
+        "versions": arm_root.versions(), "packages": root.packages, "runs": 5, "statistic": "minimum",
+        "processors": processors,
+    }  # fmt: skip
 
 
 def _arm_failure(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
-    wanted = [r for r in rows if r["kind"] == "student" and r["precision"] != "u8s8"]
+    wanted = [r for r in rows if r["kind"] == "student" and r["precision"] not in NOT_FOR_ARM]
     reasons = {r["not_measured"]["arm"] for r in wanted if "arm" in r["not_measured"]}
     return {"reasons": sorted(reasons), "cause": arm_root.missing()} if reasons else None
 
@@ -286,20 +233,18 @@ def _arm_failure(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
 def _time_on_board(
     recipe: Recipe, runs: list[Run], folder: Path, host: str, console: Console
 ) -> dict[str, Any]:
-    models = {model.name: model for model in _models(recipe, runs)}
-    files = {name: (model.path, model.value) for name, model in models.items()}
+    found = {model.name: model for model in models(recipe, runs)}
+    files = {name: (model.path, model.value) for name, model in found.items()}
     bench = recipe.benchmark
     console.print(f"benchmark: timing {len(files)} files on {host}")
-    board = remote.time_on_board(host, files, runs=bench.latency_runs, seconds=bench.latency_seconds)
+    board = remote.time_on_board(
+        host, files, runs=bench.latency_runs, seconds=bench.latency_seconds, ssh_config=bench.ssh_config
+    )
     for name, measured in board["models"].items():
-        measured["file_sha256"] = artifact.file_digest(models[name].path)
-    safe = "".join(c if c.isalnum() or c in ".-" else "-" for c in host)
+        measured["file_sha256"] = artifact.file_digest(found[name].path)
+    safe = "".join(c if c.isalnum() or c in ".-" else "-" for c in host.removeprefix("ssh://"))
     artifact.write_json(folder / f"board-{safe}.json", board)
     return board
-
-
-def _reason(error: OssicleError) -> str:
-    return f"{error.problem}: {error.got}" if error.got is not None else error.problem
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from rich.console import Console
 from pipeline import artifact
 from pipeline.config import Recipe
 from pipeline.errors import MissingDependencyError
+from pipeline.section import digest
 from stages import locations
 
 PAGE, PICTURE = "report.html", "report.png"
@@ -62,6 +63,8 @@ def run(recipe: Recipe, *, console: Console) -> Path:
 
 def _inputs(evidence: Any) -> dict[str, str]:
     found = {kind: record.digest for kind, record in evidence.artifacts.items()}
+    for extra in evidence.extra:
+        found[f"table:{extra.name}"] = digest(extra)
     for one in evidence.runs:
         found[f"run:{one.label}"] = one.record.digest
         if one.export is not None:

@@ -11,6 +11,8 @@ import json
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -128,6 +130,34 @@ def _emulate(
     root: ArmRoot, model: Path, value: np.ndarray, cpu: str, runs: int
 ) -> tuple[dict[str, list[int]], np.ndarray]:
     """Run the latency runner in QEMU; return counts between the last ``2 runs`` markers, and the output."""
+    with guest(root, model, value, cpu, runs) as folder:
+        classes = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
+        output = np.load(folder / "output.npy")
+    expected = 2 * runs - 1
+    if any(len(counts) < expected for counts in classes.values()):
+        raise MeasurementError(
+            "the counting plugin saw too few markers", expected=expected, got=len(classes["instructions"])
+        )
+    return {name: counts[-expected:] for name, counts in classes.items()}, output
+
+
+@contextmanager
+def guest(
+    root: ArmRoot,
+    model: Path,
+    value: np.ndarray,
+    cpu: str,
+    runs: int,
+    *options: str,
+    plugin: str = "plugin.so",
+) -> Iterator[Path]:
+    """Run marked inferences on the emulated ``cpu`` and give the folder that they wrote.
+
+    It holds ``counts.json`` (the plugin's), ``output.npy``, and what further ``options`` of the runner write.
+
+    Raises:
+        MeasurementError: no such processor, or the guest failed or ran too long.
+    """
     if cpu not in CPUS:
         raise MeasurementError("no such emulated processor", expected=", ".join(CPUS), got=cpu)
     with tempfile.TemporaryDirectory(prefix="ossicle-arm-") as scratch:
@@ -138,13 +168,13 @@ def _emulate(
         np.save(folder / "input.npy", value)
         runner = [
             "latency.py", "model.onnx", "input.npy", "--mark", "--json",
-            "--runs", str(runs), "--warmups", str(WARMUPS), "--output", "output.npy",
+            "--runs", str(runs), "--warmups", str(WARMUPS), "--output", "output.npy", *options,
         ]  # fmt: skip
         try:
             # A fixed environment: its size moves the guest's stack, and alignment moves the count.
             environment = {"INSN_OUT": "counts.json", "LC_ALL": "C.UTF-8", "OMP_NUM_THREADS": "1"}
             done = subprocess.run(
-                root.command(cpu, *runner), cwd=folder, env=environment,
+                root.command(cpu, *runner, plugin=plugin), cwd=folder, env=environment,
                 capture_output=True, text=True, check=False, timeout=TIMEOUT_SECONDS,
             )  # fmt: skip
         except subprocess.TimeoutExpired as error:
@@ -159,11 +189,4 @@ def _emulate(
                 f"{model.name} failed on the emulated {cpu} (exit code {done.returncode})",
                 got=lines[-1] if lines else "no message",
             )
-        classes = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
-        output = np.load(folder / "output.npy")
-    expected = 2 * runs - 1
-    if any(len(counts) < expected for counts in classes.values()):
-        raise MeasurementError(
-            "the counting plugin saw too few markers", expected=expected, got=len(classes["instructions"])
-        )
-    return {name: counts[-expected:] for name, counts in classes.items()}, output
+        yield folder

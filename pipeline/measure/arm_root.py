@@ -15,6 +15,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ PYTHON = "3.11"  # that release's
 GUEST_PACKAGES = (f"python{PYTHON}", "libstdc++6", "libgomp1")
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 PLUGIN_SOURCE = Path(__file__).with_name("instruction_plugin.c")
+LAYER_PLUGIN_SOURCE = Path(__file__).with_name("layer_plugin.c")
 DOWNLOAD_MB = 90
 LAYOUT = 1
 
@@ -80,15 +82,15 @@ class ArmRoot:
     folder: Path
     packages: dict[str, list[str]]
 
-    def command(self, cpu: str, *arguments: str, plugin: bool = True) -> list[str]:
-        """Return the command that runs the guest's Python with ``arguments`` on ``cpu``."""
+    def command(self, cpu: str, *arguments: str, plugin: str | None = "plugin.so") -> list[str]:
+        """Return the command that runs the guest's Python with ``arguments`` on ``cpu`` under one of its plugins."""
         host = self.folder / "host"
         loader = next(p for p in sorted(host.glob("lib*/ld-linux*.so.*")) if p.exists())
         libraries = ":".join(
             str(p) for p in sorted([*host.glob("lib/*-linux-gnu"), *host.glob("usr/lib/*-linux-gnu")])
         )
         world = self.folder / "cpus" / cpu
-        counting = ["-plugin", str(self.folder / "plugin.so")] if plugin else []
+        counting = ["-plugin", str(self.folder / plugin)] if plugin else []
         return [
             str(loader), "--library-path", libraries, str(host / "usr/bin/qemu-aarch64"), "-L", str(world),
             "-cpu", CPUS[cpu].model, *counting,
@@ -192,7 +194,7 @@ def prepare(cache: Path | None = None) -> ArmRoot:
 def _build(folder: Path) -> None:
     partial = folder.with_name(folder.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
-    _compile(partial / "plugin.so")
+    compile_plugin(PLUGIN_SOURCE, partial / "plugin.so")
     host = _output(["dpkg", "--print-architecture"]).strip()
     packages = {
         "host": _unpack_packages(partial, "host", host, ("qemu-user",)),
@@ -207,18 +209,37 @@ def _build(folder: Path) -> None:
     shutil.rmtree(partial / "work")
     root = ArmRoot(partial, packages)
     for cpu in CPUS:
-        _output([*root.command(cpu, "-c", "import numpy, onnxruntime", plugin=False)])
+        _output([*root.command(cpu, "-c", "import numpy, onnxruntime", plugin=None)])
     if folder.exists():
         shutil.rmtree(folder)
     write_json(partial / "root.json", {"versions": versions(), "packages": packages})
     partial.rename(folder)
 
 
-def _compile(target: Path) -> None:
+def layer_plugin(root: ArmRoot) -> str:
+    """Return the file in ``root`` of the plugin that counts layer by layer; compiled at first use.
+
+    Raises:
+        MissingDependencyError: there is no C compiler.
+    """
+    name = f"layers-{hashlib.sha256(LAYER_PLUGIN_SOURCE.read_bytes()).hexdigest()[:12]}.so"
+    if not (root.folder / name).is_file():
+        with tempfile.TemporaryDirectory(dir=root.folder) as scratch:
+            compile_plugin(LAYER_PLUGIN_SOURCE, Path(scratch) / name)
+            (Path(scratch) / name).rename(root.folder / name)
+    return name
+
+
+def compile_plugin(source: Path, target: Path) -> None:
+    """Compile a plugin.
+
+    Raises:
+        MissingDependencyError: there is no C compiler. MeasurementError: it failed.
+    """
     compiler = _compiler()
     if compiler is None:
         raise MissingDependencyError("no C compiler", run="apt-get install gcc libc6-dev")
-    _output([compiler, "-O2", "-shared", "-fPIC", "-o", str(target), str(PLUGIN_SOURCE)])
+    _output([compiler, "-O2", "-shared", "-fPIC", "-o", str(target), str(source)])
 
 
 def _unpack_packages(partial: Path, name: str, architecture: str, packages: Sequence[str]) -> list[str]:

@@ -51,7 +51,7 @@ def tensor_bytes(tensor: TensorProto) -> int:
     """Return the bytes of a tensor's elements; strings count their text."""
     if tensor.data_type == TensorProto.STRING:
         return sum(len(text) for text in tensor.string_data)
-    return -(-math.prod(tensor.dims) * _BITS[tensor.data_type] // 8)
+    return -(-int(math.prod(tensor.dims)) * _BITS[tensor.data_type] // 8)
 
 
 def _constants(graph: onnx.GraphProto) -> Iterator[TensorProto]:

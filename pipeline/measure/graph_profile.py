@@ -15,9 +15,9 @@ import onnxruntime
 
 from pipeline.errors import MeasurementError
 
-_BYTES = {
-    "float": 4, "float16": 2, "bfloat16": 2, "double": 8, "int8": 1, "uint8": 1, "bool": 1,
-    "int16": 2, "uint16": 2, "int32": 4, "uint32": 4, "int64": 8, "uint64": 8,
+_BITS = {
+    "float": 32, "float16": 16, "bfloat16": 16, "double": 64, "int8": 8, "uint8": 8, "bool": 8, "int4": 4, "uint4": 4,
+    "int16": 16, "uint16": 16, "int32": 32, "uint32": 32, "int64": 64, "uint64": 64,
 }  # fmt: skip
 # Which inputs of the quantised operators are numbers of the network, the others being scales and zero points.
 _DATA_INPUTS = {
@@ -52,13 +52,13 @@ class TensorInfo:
         """Bytes of the elements.
 
         Raises:
-            MeasurementError: a type whose size is not known here (strings, 4-bit).
+            MeasurementError: a type whose size is not known here (strings).
         """
-        if self.dtype not in _BYTES:
+        if self.dtype not in _BITS:
             raise MeasurementError(
-                "a tensor has a type whose size is not known", expected=sorted(_BYTES), got=self.dtype
+                "a tensor has a type whose size is not known", expected=sorted(_BITS), got=self.dtype
             )
-        return self.elements * _BYTES[self.dtype]
+        return -(-self.elements * _BITS[self.dtype] // 8)
 
 
 @dataclass(frozen=True)

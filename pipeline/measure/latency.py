@@ -26,7 +26,7 @@ MINIMUM_RUNS = 5
 
 
 def open_session(
-    model: Path, *, threads: int = 1, int8_everywhere: bool = False
+    model: Path, *, threads: int = 1, int8_everywhere: bool = False, profile: str | None = None
 ) -> onnxruntime.InferenceSession:
     """Return a CPU session of ``model`` with ``threads`` threads.
 
@@ -34,6 +34,7 @@ def open_session(
         model: an ONNX file.
         threads: threads inside an operator; operators run one after the other.
         int8_everywhere: run signed QDQ nodes in int8 on x86 too, as ARM does (slow: to compare outputs).
+        profile: begin of the name of ONNX Runtime's profile, written by ``end_profiling``.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -42,6 +43,9 @@ def open_session(
     options.log_severity_level = 3
     if int8_everywhere:
         options.add_session_config_entry("session.qdqisint8allowed", "1")
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = profile
     return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
 
 
@@ -215,16 +219,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--mark", action="store_true", help="mark each inference by a system call instead of timing"
     )
+    parser.add_argument("--profile", help="with --mark: write ONNX Runtime's profile under this name's begin")
     parser.add_argument("--once", action="store_true", help="run once and time nothing")
     options = parser.parse_args(arguments)
     if options.pin:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     value = np.load(options.input)
     if options.mark:
-        session = open_session(options.model, threads=options.threads)
+        session = open_session(options.model, threads=options.threads, profile=options.profile)
         output = run_once(session, value)
         mark_inferences(session, value, warmups=options.warmups, runs=options.runs)
         record = {**_description(value, output), "runs": options.runs}
+        if options.profile is not None:
+            record["profile"] = session.end_profiling()
     elif options.once:
         output = run_once(open_session(options.model, threads=options.threads), value)
         record = _description(value, output)

@@ -13,6 +13,8 @@ from pipeline import artifact
 from pipeline.artifact import Artifact
 from pipeline.config import Recipe
 from pipeline.errors import MissingArtifactError, OssicleError
+from pipeline.measure.extra_tables import ExtraTable
+from pipeline.measure.extra_tables import read as read_extra_tables
 from pipeline.recipe import Run, expand
 from pipeline.store.reader import StoreReader
 from stages import locations
@@ -73,6 +75,8 @@ class Evidence:
     scores: dict[str, Any] | None = None
     maps: list[Maps] = field(default_factory=list)
     benchmark: dict[str, Any] | None = None
+    layers: dict[str, Any] | None = None
+    extra: list[ExtraTable] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     datasets: list[dict[str, Any]] = field(default_factory=list)
     teacher_licence: str = ""
@@ -166,6 +170,10 @@ def _benchmark(evidence: Evidence) -> None:
         evidence.missing["benchmark"] = f"Not measured. Run: ossicle benchmark {recipe.name}"
         return
     evidence.benchmark = _json(record.folder / "benchmark.json")
+    if (record.folder / "layers.json").is_file():
+        evidence.layers = _json(record.folder / "layers.json")
+    exports = {row["export_digest"] for row in evidence.benchmark["rows"] if "export_digest" in row}
+    evidence.extra = read_extra_tables(record.folder, exports)[0]
 
 
 def _samples(evidence: Evidence) -> None:

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from pipeline.artifact import Artifact
-from stages.report_page import benchmark_rows, captions, figures, search_figure, tables
+from stages.report_page import benchmark_rows, captions, figures, layer_rows, search_figure, tables
 from stages.report_page.evidence import Evidence
 from stages.report_page.headline import headline, subline
 from stages.report_page.svg import as_svg
@@ -143,6 +143,12 @@ def _cost(evidence: Evidence) -> Section:
         benchmark_rows.benchmark_table(evidence),
         captions.BENCHMARK.format(seconds=record["window_seconds"], machine=_machine_name(record)),
     )
+    section.table(layer_rows.memory_table(evidence), layer_rows.MEMORY)
+    for drawn, caption in layer_rows.figures(evidence):
+        section.figure(drawn, caption)
+    section.table(layer_rows.operators_table(evidence), layer_rows.OPERATORS)
+    for found, caption in layer_rows.further_tables(evidence):
+        section.table(found, caption)
     return section
 
 

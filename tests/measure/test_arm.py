@@ -34,7 +34,7 @@ def float_counts(root: arm_root.ArmRoot, fp32: Path) -> list[arm.ArmCount]:
 
 @pytest.fixture(scope="module")
 def int8_counts(root: arm_root.ArmRoot, s8s8: Path) -> list[arm.ArmCount]:
-    return _counts(s8s8, ("cortex-a76", "cortex-a72"))
+    return _counts(s8s8, ("cortex-a76", "cortex-a72", "cortex-a55", "cortex-a53"))
 
 
 def test_counts_repeat(float_counts: list[arm.ArmCount]) -> None:
@@ -50,12 +50,25 @@ def test_fused_multiply_adds_are_the_hand_counted_macs(float_counts: list[arm.Ar
         assert count.fmla < count.instructions
 
 
-def test_only_the_a76_has_dot_products(int8_counts: list[arm.ArmCount]) -> None:
-    a76, a72 = int8_counts
-    # SDOT multiplies 16 pairs; its first layer has one input channel and is not all of that shape.
-    assert 16 * a76.dot >= graphs.SECOND_MACS
-    assert a72.dot == a72.mmla == a72.sve_sme == 0
-    assert a76.instructions < a72.instructions
+def test_armv82_has_dot_products_and_armv80_has_none(int8_counts: list[arm.ArmCount]) -> None:
+    a76, a72, a55, a53 = int8_counts
+    for count in (a76, a55):
+        # SDOT multiplies 16 pairs; its first layer has one input channel and is not all of that shape.
+        assert 16 * count.dot >= graphs.SECOND_MACS
+    for count in (a72, a53):
+        assert count.dot == count.mmla == count.sve_sme == 0
+        assert a76.instructions < count.instructions
+
+
+def test_each_processor_is_what_it_says(root: arm_root.ArmRoot) -> None:
+    for cpu, about in arm_root.CPUS.items():
+        text = (root.folder / "cpus" / cpu / "proc/cpuinfo").read_text(encoding="ascii")
+        assert f"CPU part\t: {about.part}\n" in text
+        assert ("asimddp" in text) == (about.model == "cortex-a76")
+        command = root.command(cpu)
+        assert command[command.index("-cpu") + 1] == about.model
+        # Where the emulator's model is another core, the reader is told.
+        assert (about.model == cpu) or about.model in about.about
 
 
 def test_int8_equals_x86_bit_by_bit_and_float_nearly(

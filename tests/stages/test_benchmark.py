@@ -8,70 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from rich.console import Console
 
-from pipeline import artifact
 from pipeline import recipe as recipes
-from pipeline.config import LogMelConfig, Recipe, StudentConfig
+from pipeline.config import Recipe, StudentConfig
 from pipeline.errors import MeasurementError, MissingArtifactError, MissingDependencyError
-from pipeline.measure import arm, arm_root
-from pipeline.students.normalised import NormalisedStudent
+from pipeline.measure import arm, arm_root, extra_tables
 from pipeline.students.registry import build_student
-from pipeline.students.saved import save_student
 from stages import benchmark, locations
 from tests.measure import graphs
+from tests.stages import benchmark_recipe
 
 
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
-    """Two students and a control; both students are exported."""
-    made = Recipe.model_validate(
-        {
-            "name": "toy",
-            "headline": "big",
-            "paths": {"artifacts": tmp_path / "artifacts"},
-            "embed": {"teacher": {"name": "tiny"}},
-            "benchmark": {"latency_runs": 10, "latency_seconds": 0.5, "arm_cpus": ["cortex-a76"]},
-            "runs": {
-                "small": {"set": {"student.width": 0.25}, "seeds": [1, 2]},
-                "big": {"set": {"student.width": 0.5}, "seeds": [1]},
-                "untaught": {"set": {"train.control": "random"}, "seeds": [1]},
-            },
-        }
-    )
-    folders = {run.label: tmp_path / "artifacts/export" / run.label for run in recipes.expand(made)}
-    for run in recipes.expand(made):
-        if run.seed == 1 and run.recipe.train.control == "none":
-            _export(folders[run.label], run.recipe.student)
-    monkeypatch.setattr(locations, "export_folder", lambda run: folders[run.label])
-    return made
-
-
-def _export(folder: Path, config: StudentConfig) -> None:
-    folder.mkdir(parents=True)
-    torch.manual_seed(0)
-    frontend = LogMelConfig()
-    student = NormalisedStudent(build_student(config, frontend.mels), -4.0, 3.0)
-    save_student(folder, student, config, frontend)
-    graphs.save_two_convolutions(folder / "student_fp32.onnx")
-    graphs.save_int8(folder / "student_fp32.onnx", folder / "student_s8s8.onnx")
-    graphs.save_int8(folder / "student_fp32.onnx", folder / "student_u8s8.onnx", signed=False)
-    _save_frontend(folder / "frontend.onnx")
-    artifact.finish(folder, kind="export", config={"width": config.width}, inputs={})
-
-
-def _save_frontend(path: Path) -> None:
-    import numpy as np
-    from onnx import helper
-
-    node = helper.make_node("Unsqueeze", ["waveform", "axis"], ["rows"])
-    conv = helper.make_node("Conv", ["rows", "dft"], ["log_mel"], strides=[320])
-    weights: dict[str, Any] = {
-        "axis": np.array([1], np.int64),
-        "dft": np.random.default_rng(0).standard_normal((10, 1, 512)).astype(np.float32),
-    }
-    graphs.save(path, [node, conv], ("waveform", ["n", "s"]), ("log_mel", ["n", 10, "t"]), weights)
+    return benchmark_recipe.make(tmp_path, monkeypatch)
 
 
 def _run(recipe: Recipe, **options: Any) -> tuple[dict[str, Any], str]:
@@ -101,6 +52,56 @@ def test_every_precision_has_a_row_beside_teacher_and_frontend(recipe: Recipe) -
     parameters = sum(p.numel() for p in build_student(StudentConfig(width=0.5), 64).parameters())
     assert rows["big", "fp32"]["parameters"] == parameters
     assert "benchmark.arm is false" in printed
+    assert "energy not measured" in printed
+
+
+def test_memory_is_a_table_of_its_own(recipe: Recipe) -> None:
+    record, printed = _run(_without_arm(recipe))
+    rows = {(r["model"], r["precision"]): r for r in record["rows"]}
+    fp32, int8 = rows["big", "fp32"], rows["big", "s8s8"]
+    assert fp32["weight_bytes"] == 4 * graphs.CHANNELS * 9 * (1 + graphs.CHANNELS)
+    assert fp32["weight_bytes"] + fp32["graph_bytes"] == 1024 * fp32["file_kb"]
+    assert int8["arena_bytes"] < fp32["arena_bytes"] >= fp32["peak_activation_bytes"]
+    # A session takes more than its activations, and less than a gigabyte.
+    assert fp32["arena_bytes"] / 4 < fp32["x86"]["memory"]["delta_bytes"] < 10**9
+    table = printed[printed.index("memory, KB") :]
+    for heading in ("flash: weights", "RAM: live peak", "arena", "process on x86, measured"):
+        assert heading in table
+    assert max(len(line) for line in printed.splitlines() if "ms p50" in line) < 160
+
+
+def test_layers_stand_beside_the_figures(recipe: Recipe) -> None:
+    _run(_without_arm(recipe))
+    folder = locations.benchmark_folder(recipe)
+    record = json.loads((folder / "layers.json").read_text(encoding="utf-8"))
+    assert record["cpu"] is None
+    assert sorted(record["models"]) == ["big fp32", "big s8s8", "small fp32", "small s8s8"]
+    found = record["models"]["big s8s8"]["layers"]
+    assert sum(layer["macs"] for layer in found) == graphs.MACS
+    assert "QLinearConv" in (folder / "layers-big-s8s8.md").read_text(encoding="utf-8")
+    assert (folder / "layers-big-s8s8.svg").read_bytes().startswith(b"<?xml")
+    _run(recipes.change(_without_arm(recipe), {"benchmark.layers": False}))
+    assert list(folder.glob("layers*")) == []
+
+
+def test_other_stages_rows_are_shown_with_their_kind(recipe: Recipe) -> None:
+    plain = _without_arm(recipe)
+    record, _ = _run(plain)
+    rows = [
+        {"model": "big", "cycles": 943_648, "export_digest": record["rows"][0]["export_digest"]},
+        {"model": "gone", "cycles": 1, "export_digest": "0" * 64},
+    ]
+    table = extra_tables.ExtraTable(
+        name="npu", title="Ethos-U55-128 by Vela", kind="estimate", rows=tuple(rows), run="ossicle npu",
+        columns=(extra_tables.Column(key="model", heading="model"),
+                 extra_tables.Column(key="cycles", heading="cycles", decimals=0)),
+    )  # fmt: skip
+    extra_tables.write(locations.benchmark_folder(plain), table)
+    _, printed = _run(plain)
+    assert "Ethos-U55-128 by Vela (estimate)" in printed
+    assert "943,648" in printed
+    assert "gone" not in printed
+    assert "1 rows of older exports left out; anew: ossicle npu" in printed
 
 
 def test_a_second_run_reuses_and_a_changed_setting_does_not(
@@ -174,23 +175,6 @@ def test_real_counts_where_qemu_can_be_had(recipe: Recipe) -> None:
             assert row["arm"]["cortex-a76"]["comparison"]["equal"]
             assert row["arm"]["cortex-a76"]["instructions"] > graphs.MACS / 16
     assert "bit-equal" in printed
-
-
-def test_a_board_gets_a_file_of_its_own(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    def on_board(host: str, models: dict[str, Any], **_: object) -> dict[str, Any]:
-        return {"host": host, "models": {name: {"p50_ms": 1.25} for name in models}}
-
-    monkeypatch.setattr(benchmark.remote, "time_on_board", on_board)
-    plain = _without_arm(recipe)
-    _run(plain)
-    _, printed = _run(plain, host="pi@board")
-    assert "reused" in printed
-    assert "1.25" in printed
-    record = json.loads(
-        (locations.benchmark_folder(plain) / "board-pi-board.json").read_text(encoding="utf-8")
-    )
-    fp32 = locations.export_folder(recipes.expand(recipe)[0]) / "student_fp32.onnx"
-    assert record["models"]["small fp32"]["file_sha256"] == artifact.file_digest(fp32)
 
 
 def test_nothing_exported_names_the_command(

@@ -104,6 +104,23 @@ def test_one_file_that_fetches_nothing_and_whose_links_arrive(full: str, full_ro
     assert picture.startswith(b"\x89PNG")
 
 
+def test_cost_says_memory_layers_and_estimates(full: str) -> None:
+    cost = full[full.index('id="cost"') : full.index('id="space"')]
+    for text in (
+        "live peak",
+        "arena",
+        "8,789",
+        "Layers of cnn4_wide fp32",
+        "0 FusedConv 24x32x58",
+        "emulated cortex-a76",
+    ):
+        assert text in cost
+    assert "Layers of micronet_m0" not in cost
+    assert re.search(r"Ethos-U55-128 by Vela \(estimate\)\. A model(&#39;|\')s figures", cost)
+    rows = re.findall(r"Gemm.*?</tr>", cost, flags=re.DOTALL)
+    assert any("75.0" in row for row in rows)
+
+
 def test_headline_is_the_share_of_the_gap(full: str, full_root: Path) -> None:
     rows = made.scores(full_root)
     expected = {}

@@ -1,0 +1,118 @@
+"""Executed aarch64 instructions of each node: the profiler's looks at the clock mark where a node begins and ends."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.artifact import file_digest, write_json
+from pipeline.errors import MeasurementError
+from pipeline.measure import arm, latency
+from pipeline.measure.arm_root import LAYER_PLUGIN_SOURCE, default_cache, layer_plugin, prepare, versions
+from pipeline.measure.graph_profile import write_optimised
+
+RUNS = 3
+
+
+@dataclass(frozen=True)
+class LayerCounts:
+    """Executed instructions of one inference, divided among its nodes.
+
+    Attributes:
+        cpu: a name of ``arm_root.CPUS``.
+        by_layer: of each node of ``graph_profile.executed_graph``, in its order; 0 where it did not run by itself.
+        rearranging: of nodes that only this processor's graph has: changes of the layout in memory.
+        between: of the runtime and its profiler between the nodes.
+        nodes: nodes that ran there.
+    """
+
+    cpu: str
+    by_layer: tuple[int, ...]
+    rearranging: int
+    between: int
+    nodes: int
+
+
+def count(
+    model: Path, value: np.ndarray, cpu: str, *, cache: Path | None = None, reuse: bool = True
+) -> LayerCounts:
+    """Count the executed instructions of each node of ``model`` on ``value``; the smallest of ``RUNS`` inferences.
+
+    Args:
+        model: an ONNX file with one input.
+        value: its input.
+        cpu: a name of ``arm_root.CPUS``.
+        cache: folder of downloads; reuse: take the counts from it where they were made before.
+
+    Raises:
+        MissingDependencyError: apt or a C compiler is absent.
+        MeasurementError: the guest failed, or the profile and the looks at the clock do not fit together.
+    """
+    root = prepare(cache)
+    work = {
+        "model": file_digest(model), "input": latency.array_hash(value), "cpu": cpu, "runs": RUNS, **versions(),
+        "layers": hashlib.sha256(LAYER_PLUGIN_SOURCE.read_bytes()).hexdigest()[:12],
+    }  # fmt: skip
+    key = hashlib.sha256(json.dumps(work, sort_keys=True).encode()).hexdigest()[:24]
+    known = (cache or default_cache()) / "arm-counts" / f"{key}.json"
+    if reuse and known.is_file():
+        record = json.loads(known.read_text(encoding="utf-8"))
+        return LayerCounts(**{**record, "by_layer": tuple(record["by_layer"])})
+    with tempfile.TemporaryDirectory(prefix="ossicle-layers-") as scratch:
+        optimised = Path(scratch) / "model.onnx"
+        _, names = write_optimised(model, optimised)
+        plugin = layer_plugin(root)
+        with arm.guest(root, optimised, value, cpu, RUNS, "--profile", "profile", plugin=plugin) as folder:
+            looks = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
+            profiles = list(folder.glob("profile*.json"))
+            events = json.loads(profiles[0].read_text(encoding="utf-8")) if profiles else []
+    found = divide(looks, events, list(names), cpu)
+    write_json(known, asdict(found))
+    return found
+
+
+def divide(
+    looks: list[list[int]], events: list[dict[str, Any]], names: list[str], cpu: str = ""
+) -> LayerCounts:
+    """Return the instructions of each of ``names`` from the plugin's lists and the profile's events.
+
+    Args:
+        looks: of each inference, instructions executed at each look at the clock and, last, at its end.
+        events: ONNX Runtime's profile of these inferences and the warm-ups before them.
+        names: the nodes of the graph that was given, in their order.
+
+    Raises:
+        MeasurementError: the numbers of looks and of nodes do not fit together.
+    """
+    ran = [
+        e["name"].removesuffix("_kernel_time")
+        for e in events
+        if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")
+    ]
+    first = ran[: ran.index(ran[0], 1)] if ran and ran[0] in ran[1:] else ran
+    # Two looks a node; the others, as many before as after, are the session's and the executor's.
+    around = {len(found) - 1 - 2 * len(first) for found in looks}
+    if not first or len(ran) % len(first) or len(around) != 1 or (rest := around.pop()) < 0 or rest % 2:
+        raise MeasurementError(
+            "the profile's nodes and the looks at the clock do not fit together",
+            expected=f"two looks for each of {len(first)} nodes",
+            got=sorted({len(found) - 1 for found in looks}),
+        )
+    best = min(looks, key=lambda found: found[-1])
+    places = {name: index for index, name in enumerate(names)}
+    by_layer, rearranging, inside = [0] * len(names), 0, 0
+    for step, name in enumerate(first):
+        begin = rest // 2 + 2 * step
+        executed = best[begin + 1] - best[begin]
+        inside += executed
+        if name in places:
+            by_layer[places[name]] += executed
+        else:
+            rearranging += executed
+    return LayerCounts(cpu, tuple(by_layer), rearranging, best[-1] - inside, len(first))
