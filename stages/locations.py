@@ -20,7 +20,7 @@ from pipeline.students.checkpoint_file import content_digest
 # What of ``[export]`` the trained int8 graph depends on.
 QAT_EXPORT_KEYS = frozenset({
     "opset", "calibration_clips", "calibration", "calibration_draw", "calibration_clusters", "calibration_seed",
-    "per_channel", "int8_ops", "equalisation",
+    "per_channel", "int8_ops", "equalisation", "classifier",
 })  # fmt: skip
 
 

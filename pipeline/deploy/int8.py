@@ -30,6 +30,7 @@ SENSITIVITY_ROWS = 64
 # Shares of the stored windows' length at which int8 is compared too: a range that fits one length fits all.
 OTHER_LENGTHS = (0.5, 1.7, 4.0)
 LENGTH_ROWS = 32
+PRECISIONS: tuple[Precision, ...] = ("s8s8", "u8s8")
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def quantise(
             )
         judge = Judge(fp32, rows.held_out, rows.labelled)
         found = []
-        for precision in ("s8s8", "u8s8"):
+        for precision in PRECISIONS:
             target = folder / f"student_{precision}.onnx"
             with artifact.replacing(target) as temporary:
                 write_quantised(calibrated, temporary, precision, plan.ops, plan.keep_float, int16=plan.int16)
@@ -134,7 +135,7 @@ def quantise(
                 metadata_props.embed(
                     temporary, replace(metadata, precision=precision, extra=extra).properties()
                 )
-            found.append(_judged(target, precision, plan, rows, judge, fp32, config))
+            found.append(judged(target, precision, plan, rows, judge, fp32, config))
     return found
 
 
@@ -190,7 +191,7 @@ def _described(plan: Plan, rows: CalibrationRows, config: ExportConfig) -> dict[
     return described
 
 
-def _judged(
+def judged(
     path: Path,
     precision: Precision,
     plan: Plan,
@@ -199,6 +200,7 @@ def _judged(
     fp32: Path,
     config: ExportConfig,
 ) -> Quantised:
+    """Return what ``judge`` finds of the int8 file at ``path``, by the limits of ``config``."""
     fidelity = judge.fidelity(path)
     got = embed_rows(path, rows.held_out)
     return Quantised(
