@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 from onnxruntime.quantization import CalibrationDataReader
 
+from pipeline.config import ExportConfig
 from pipeline.deploy.calibration_draw import ClusterDraw, drawn_rows
 from pipeline.deploy.onnx_export import INPUT
 from pipeline.errors import StoreError
@@ -58,6 +59,20 @@ class CalibrationRows:
     def choosing(self) -> Float[np.ndarray, "rows 1 mels frames"]:
         """Return the rows that decide between quantised files."""
         return self.held_out if self.choice is None else self.choice
+
+
+def rows_for(reader: StoreReader, config: ExportConfig) -> CalibrationRows:
+    """Return the rows that the recipe's ``export`` section asks for; by cluster, the reader's teacher is chosen.
+
+    Raises:
+        StoreError: too few usable rows, or several teachers and none chosen.
+    """
+    draw = None
+    if config.calibration_draw != "stored":
+        nearest = config.calibration_draw == "cluster_nearest"
+        draw = ClusterDraw(config.calibration_clusters, nearest, config.calibration_seed)
+    clips = config.calibration_clips
+    return read_rows(reader, calibration=clips, draw=draw, label_column=config.probe_column)
 
 
 def read_rows(
