@@ -19,19 +19,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pipeline import artifact
-from pipeline import manifest as manifests
 from pipeline import recipe as recipes
 from pipeline.config import Recipe, digest
-from pipeline.errors import ConfigError, MissingArtifactError
-from pipeline.evaluation import clips as task_clips
+from pipeline.errors import MissingArtifactError
 from pipeline.evaluation import projection, structure
 from pipeline.evaluation.clip_vectors import ClipVectors, embed_clips
 from pipeline.evaluation.clips import TaskClips
 from pipeline.evaluation.comparison import Comparison
 from pipeline.evaluation.scoring import RANDOM, STUDENT, TEACHER, Model, Score, score_task, summarise
-from pipeline.evaluation.task import read_task
 from pipeline.evaluation.window_batch import Windowing
-from stages import locations
+from stages import evaluation_tasks, locations
 from stages.evaluate_table import score_table, share_table, structure_table
 
 SCHEMA = "ossicle-evaluation/1"
@@ -67,7 +64,7 @@ def run(
         ConfigError: an unknown task, or one without its audio.
         WeightsError: the teacher's weights are not there.
     """
-    tasks = _tasks(recipe, manifest, label, group, console)
+    tasks = evaluation_tasks.choose(recipe, console, table=manifest, label=label, group=group)
     comparison = _comparison(recipe, model, console)
     config = {
         "evaluate": recipe.evaluate.model_dump(mode="json", exclude={"audio_roots", "tasks"}),
@@ -91,42 +88,6 @@ def run(
     artifact.finish(folder, kind="evaluation", config=config, inputs=inputs, summary=_summary(scores))
     _print(scores, console)
     return folder
-
-
-def _tasks(
-    recipe: Recipe, table: Path | None, label: str, group: str | None, console: Console
-) -> list[TaskClips]:
-    if table is not None:
-        return [task_clips.from_table(task_clips.table_task(table, label, group), table)]
-    roots = recipe.evaluate.audio_roots
-    names = [*recipe.evaluate.tasks, *(name for name in roots if name not in recipe.evaluate.tasks)]
-    known = manifests.read(locations.manifest_folder(recipe))
-    found = []
-    for name in names:
-        task = read_task(name, recipes.DATA_MANIFESTS / "tasks")
-        if task.audio.source == "csv":
-            if name not in roots:
-                raise ConfigError(
-                    f"task {name!r} needs its audio", expected=f"a folder with {task.audio.file}",
-                    run=f"--set evaluate.audio_roots.{name}=FOLDER",
-                )  # fmt: skip
-            found.append(task_clips.from_csv(task, roots[name]))
-            continue
-        clips = task_clips.from_manifest(task, known)
-        if clips is None:
-            console.print(f"evaluate: no clips of {task.audio.dataset} in the manifest; {name} is left out")
-        else:
-            found.append(clips)
-    if not found:
-        found = [task_clips.own_labels(known) or task_clips.unlabelled(known, recipe.evaluate.seed)]
-        what = "the manifest's own labels" if found[0].labelled else "unlabelled clips, structure alone"
-        console.print(f"evaluate: none of the recipe's tasks is possible; using {what}")
-    for clips in found:
-        for name, count in clips.left_out.items():
-            console.print(
-                f"evaluate: {clips.task.name}: class {name} has too few members ({count} clips), left out"
-            )
-    return found
 
 
 def _comparison(recipe: Recipe, model: str | None, console: Console) -> Comparison:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Bool
 
+from pipeline.errors import OssicleError
+
 LEVEL = 0.95
 
 
@@ -32,6 +34,59 @@ def interval(
     """
     if resamples == 0:
         return float("nan"), float("nan")
+    means = _draws(correct, labels, groups, folds, metric=metric, resamples=resamples, seed=seed)
+    return _bounds(means)
+
+
+def difference_interval(
+    correct: Bool[np.ndarray, " clips"],
+    reference: Bool[np.ndarray, " clips"],
+    labels: np.ndarray,
+    groups: np.ndarray,
+    folds: np.ndarray,
+    *,
+    metric: str,
+    resamples: int,
+    seed: int,
+) -> tuple[float, float]:
+    """Return the 95 % interval of the score of ``correct`` less that of ``reference``, both on the same draws.
+
+    What makes a recording hard makes it hard for both models; drawn together it cancels, so that the interval
+    is that of their difference and not of two scores (paired percentile bootstrap).
+
+    Raises:
+        OssicleError: the two were scored on different clips.
+    """
+    if not len(correct) == len(reference) == len(labels):
+        raise OssicleError(
+            "two models scored on different tasks have no difference",
+            expected=f"answers on the same {len(labels)} clips", got=f"{len(correct)} and {len(reference)}",
+        )  # fmt: skip
+    if resamples == 0:
+        return float("nan"), float("nan")
+    ours, theirs = (
+        _draws(answers, labels, groups, folds, metric=metric, resamples=resamples, seed=seed)
+        for answers in (correct, reference)
+    )
+    return _bounds(ours - theirs)
+
+
+def _bounds(means: np.ndarray) -> tuple[float, float]:
+    low, high = np.nanquantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def _draws(
+    correct: np.ndarray,
+    labels: np.ndarray,
+    groups: np.ndarray,
+    folds: np.ndarray,
+    *,
+    metric: str,
+    resamples: int,
+    seed: int,
+) -> np.ndarray:
+    """Return the mean over folds of each draw (resamples,); equal seeds draw equal groups."""
     _, group_of = np.unique(groups, return_inverse=True)
     cells = (
         folds if metric == "accuracy" else np.array([f"{f}\t{y}" for f, y in zip(folds, labels, strict=True)])
@@ -49,9 +104,7 @@ def interval(
         share = (weights @ right) / drawn
     fold_of_cell = np.array([str(name).split("\t")[0] for name in cell_names])
     per_fold = [_mean(share[:, fold_of_cell == fold]) for fold in np.unique(fold_of_cell)]
-    means = _mean(np.stack(per_fold, axis=1))
-    low, high = np.nanquantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+    return _mean(np.stack(per_fold, axis=1))
 
 
 def _mean(values: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ def embed_clips(
     windowing: Windowing,
     folder: Path,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    others: Sequence[Path] = (),
 ) -> ClipVectors:
     """Return the clip vectors of every model; files in ``folder`` of the same digest are read, not made again.
 
@@ -52,12 +53,14 @@ def embed_clips(
         windowing: how clips are cut.
         folder: where the files are.
         on_progress: called with clips done and clips in all.
+        others: folders of earlier evaluations; a file of the same digest there, whatever its model key, is copied.
 
     Raises:
         AudioError: not one clip can be decoded.
     """
     frame = clips.frame
     names = {key: _name(clips, embedder, windowing) for key, embedder in embedders.items()}
+    _adopt(clips, names, folder, others)
     found = {key: _read(folder / _file(clips, key), names[key]) for key in embedders}
     embeddings = {key: vectors for key, vectors in found.items() if vectors is not None}
     missing = {key: embedder for key, embedder in embedders.items() if key not in embeddings}
@@ -88,6 +91,15 @@ def embed_clips(
     return ClipVectors({key: embeddings[key] for key in embedders}, unusable)
 
 
+def _adopt(clips: TaskClips, names: Mapping[str, str], folder: Path, others: Sequence[Path]) -> None:
+    wanted = {name: key for key, name in names.items() if _digest(folder / _file(clips, key)) != name}
+    for other in others:
+        for path in sorted(other.glob(f"{clips.task.name}.*.npz")) if wanted else ():
+            key = wanted.pop(_digest(path) or "", None)
+            if key is not None:
+                artifact.write_bytes(folder / _file(clips, key), path.read_bytes())
+
+
 def _name(clips: TaskClips, embedder: Embedder, windowing: Windowing) -> str:
     return config.digest(
         {
@@ -115,6 +127,17 @@ def _read_unusable(path: Path, paths: list[str]) -> list[UnusableClip]:
     with np.load(path, allow_pickle=False) as stored:
         reasons = [str(reason) for reason in stored["unusable"]]
     return [UnusableClip(row, paths[row], reason) for row, reason in enumerate(reasons) if reason]
+
+
+def _digest(path: Path) -> str | None:
+    """Return the digest of what is in ``path``; None where it is absent or damaged."""
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return str(stored["digest"])
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
 
 
 def _read(path: Path, name: str) -> np.ndarray | None:

@@ -126,7 +126,9 @@ class OnnxEmbedder:
     def embed(self, batch: WindowBatch) -> Float32[np.ndarray, "windows dim"]:
         """Return the file's output for every window."""
         log_mel = batch.log_mel(self.frontend)[:, None].numpy()
-        (embedding,) = self.session.run(None, {self.session.get_inputs()[0].name: log_mel})
+        # A file with a classifier has its logits as a second output.
+        first = self.session.get_outputs()[0].name
+        (embedding,) = self.session.run([first], {self.session.get_inputs()[0].name: log_mel})
         return np.asarray(embedding, dtype=np.float32)
 
 

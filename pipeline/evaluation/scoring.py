@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32
 
 from pipeline.config import EvaluateConfig
 from pipeline.evaluation import bootstrap, probes
@@ -64,19 +64,33 @@ class Score:
         return asdict(self)
 
 
-def score_task(
-    clips: TaskClips,
-    models: Mapping[str, Model],
-    embeddings: Mapping[str, Float32[np.ndarray, "clips dim"]],
-    settings: EvaluateConfig,
-) -> list[Score]:
-    """Return the scores of every model under every probe; clips that no model could hear are left out of all.
+@dataclass(frozen=True)
+class Answers:
+    """Which clips of a task each model classified rightly.
+
+    Attributes:
+        task: its name; ``metric``: how it is scored.
+        labels, groups, folds: of the clips that every model could hear.
+        correct: (model key, probe) to (clips,), in their order.
+    """
+
+    task: str
+    metric: str
+    labels: np.ndarray
+    groups: np.ndarray
+    folds: np.ndarray
+    correct: dict[tuple[str, str], Bool[np.ndarray, " clips"]]
+
+
+def answer_task(
+    clips: TaskClips, embeddings: Mapping[str, Float32[np.ndarray, "clips dim"]], settings: EvaluateConfig
+) -> Answers:
+    """Return the answers of every model under every probe; clips that no model could hear are left out of all.
 
     Args:
         clips: a labelled task.
-        models: by key.
-        embeddings: clip vectors by the same keys.
-        settings: probes, resamples and seed.
+        embeddings: clip vectors by model key.
+        settings: of the probes.
     """
     heard = np.ones(len(clips.frame), dtype=bool)
     for vectors in embeddings.values():
@@ -85,29 +99,89 @@ def score_task(
     labels, groups = frame["label"].to_numpy(dtype=str), frame["group"].to_numpy(dtype=str)
     folds = frame["fold"].to_numpy(dtype=np.int64)
     probe_settings = probes.ProbeSettings(settings.neighbours, settings.logistic_c)
-    metric = clips.task.metric
+    correct = {
+        (key, probe): probes.predict(probe, vectors[heard], labels, folds, probe_settings) == labels
+        for key, vectors in embeddings.items()
+        for probe in probes.PROBES
+    }
+    return Answers(clips.task.name, clips.task.metric, labels, groups, folds, correct)
+
+
+def score_task(
+    clips: TaskClips,
+    models: Mapping[str, Model],
+    embeddings: Mapping[str, Float32[np.ndarray, "clips dim"]],
+    settings: EvaluateConfig,
+) -> list[Score]:
+    """Return the scores of every model under every probe; see :func:`answer_task`.
+
+    Args:
+        clips: a labelled task.
+        models: by key.
+        embeddings: clip vectors by the same keys.
+        settings: probes, resamples and seed.
+    """
+    given = {key: embeddings[key] for key in models}
+    return score_answers(answer_task(clips, given, settings), models, settings)
+
+
+def score_answers(answers: Answers, models: Mapping[str, Model], settings: EvaluateConfig) -> list[Score]:
+    """Return score and 95 % interval of every model and probe."""
+    labels, folds, metric = answers.labels, answers.folds, answers.metric
     rows = []
-    for key, model in models.items():
-        for probe in probes.PROBES:
-            predicted = probes.predict(probe, embeddings[key][heard], labels, folds, probe_settings)
-            correct = predicted == labels
-            per_fold = probes.score(correct, labels, folds, metric)
-            low, high = bootstrap.interval(
-                correct,
-                labels,
-                groups,
-                folds,
-                metric=metric,
-                resamples=settings.bootstrap,
-                seed=settings.seed,
+    for (key, probe), correct in answers.correct.items():
+        model = models[key]
+        per_fold = probes.score(correct, labels, folds, metric)
+        low, high = bootstrap.interval(
+            correct, labels, answers.groups, folds, metric=metric, resamples=settings.bootstrap, seed=settings.seed
+        )  # fmt: skip
+        rows.append(
+            Score(
+                key, model.role, model.name, model.label, model.seed, model.floor, answers.task, probe,
+                float(np.mean(per_fold)), low, high, per_fold,
             )
-            rows.append(
-                Score(
-                    key, model.role, model.name, model.label, model.seed, model.floor, clips.task.name, probe,
-                    float(np.mean(per_fold)), low, high, per_fold,
-                )
-            )  # fmt: skip
+        )  # fmt: skip
     return rows
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Score of ``model`` less that of ``reference`` on the same clips, and its paired 95 % interval."""
+
+    task: str
+    probe: str
+    model: str
+    reference: str
+    difference: float
+    low: float
+    high: float
+
+    @property
+    def decided(self) -> bool:
+        """Whether the interval leaves out 0."""
+        return self.low > 0 or self.high < 0
+
+
+def differences(answers: Answers, settings: EvaluateConfig) -> list[Difference]:
+    """Return the difference of every two models under every probe, the later less the earlier."""
+    keys = list(dict.fromkeys(key for key, _ in answers.correct))
+    found = []
+    for probe in probes.PROBES:
+        for first, reference in enumerate(keys):
+            for model in keys[first + 1 :]:
+                ours, theirs = answers.correct[model, probe], answers.correct[reference, probe]
+                low, high = bootstrap.difference_interval(
+                    ours, theirs, answers.labels, answers.groups, answers.folds,
+                    metric=answers.metric, resamples=settings.bootstrap, seed=settings.seed,
+                )  # fmt: skip
+                scores = [
+                    float(np.mean(probes.score(correct, answers.labels, answers.folds, answers.metric)))
+                    for correct in (ours, theirs)
+                ]
+                found.append(
+                    Difference(answers.task, probe, model, reference, scores[0] - scores[1], low, high)
+                )
+    return found
 
 
 def summarise(scores: Sequence[Score]) -> list[dict[str, Any]]:

@@ -1,0 +1,71 @@
+"""Which tasks a recipe's models are scored on, and on which clips: for every stage that scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from pipeline import manifest as manifests
+from pipeline import recipe as recipes
+from pipeline.config import Recipe
+from pipeline.errors import ConfigError
+from pipeline.evaluation import clips as task_clips
+from pipeline.evaluation.clips import TaskClips
+from pipeline.evaluation.task import read_task
+from stages import locations
+
+
+def choose(
+    recipe: Recipe,
+    console: Console,
+    *,
+    stage: str = "evaluate",
+    table: Path | None = None,
+    label: str = "label",
+    group: str | None = None,
+) -> list[TaskClips]:
+    """Return the clips of each of the recipe's tasks that can be scored here, or of ``table`` alone.
+
+    Args:
+        recipe: its tasks and audio roots.
+        console: for what is left out.
+        stage: who asks, for what is printed.
+        table: CSV or Parquet of clips, instead of the recipe's tasks; ``label``, ``group``: its columns.
+
+    Raises:
+        MissingArtifactError: there is no manifest, or no such table.
+        ConfigError: an unknown task, or one without its audio.
+        ManifestError: the table cannot be used.
+    """
+    if table is not None:
+        return [task_clips.from_table(task_clips.table_task(table, label, group), table)]
+    roots = recipe.evaluate.audio_roots
+    names = [*recipe.evaluate.tasks, *(name for name in roots if name not in recipe.evaluate.tasks)]
+    known = manifests.read(locations.manifest_folder(recipe))
+    found = []
+    for name in names:
+        task = read_task(name, recipes.DATA_MANIFESTS / "tasks")
+        if task.audio.source == "csv":
+            if name not in roots:
+                raise ConfigError(
+                    f"task {name!r} needs its audio", expected=f"a folder with {task.audio.file}",
+                    run=f"--set evaluate.audio_roots.{name}=FOLDER",
+                )  # fmt: skip
+            found.append(task_clips.from_csv(task, roots[name]))
+            continue
+        clips = task_clips.from_manifest(task, known)
+        if clips is None:
+            console.print(f"{stage}: no clips of {task.audio.dataset} in the manifest; {name} is left out")
+        else:
+            found.append(clips)
+    if not found:
+        found = [task_clips.own_labels(known) or task_clips.unlabelled(known, recipe.evaluate.seed)]
+        what = "the manifest's own labels" if found[0].labelled else "unlabelled clips, structure alone"
+        console.print(f"{stage}: none of the recipe's tasks is possible; using {what}")
+    for clips in found:
+        for name, count in clips.left_out.items():
+            console.print(
+                f"{stage}: {clips.task.name}: class {name} has too few members ({count} clips), left out"
+            )
+    return found
