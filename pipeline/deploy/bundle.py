@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,17 @@ from torch import nn
 
 from pipeline import artifact
 from pipeline.config import ExportConfig, LogMelConfig
-from pipeline.deploy import int8
-from pipeline.deploy.calibration import read_rows
+from pipeline.deploy import int8, trained_int8
+from pipeline.deploy.calibration import CalibrationRows, rows_for
+from pipeline.deploy.fidelity import Judge
 from pipeline.deploy.frontend_export import FrontendGraph, export_frontend
 from pipeline.deploy.metadata import ExportMetadata
 from pipeline.deploy.onnx_export import export_student
 from pipeline.deploy.parity import check_parity, check_runs, log_mel_inputs, waveform_inputs
 from pipeline.deploy.sessions import open_session, run_session
+from pipeline.deploy.shipping import FileFigures, Limits, decide
 from pipeline.deploy.stream_bundle import write_streams
+from pipeline.deploy.weight_only import write_weight_only
 from pipeline.store.location import Place
 from pipeline.store.reader import StoreReader
 from pipeline.students.classifier import CLASSES_FILE, WithClassifier, read_classifier
@@ -44,6 +48,7 @@ class Job:
         folder: the export's folder.
         settings: the recipe's ``export`` section.
         config: what the export's digest is made of; ``inputs``: digests of what went in.
+        trained: the finished folder of ``ossicle qat``, where int8 was trained; None = it is calibrated.
     """
 
     label: str
@@ -53,6 +58,7 @@ class Job:
     settings: ExportConfig
     config: dict[str, Any]
     inputs: dict[str, str]
+    trained: Path | None = None
 
 
 def export_run(job: Job) -> dict[str, Any]:
@@ -69,8 +75,8 @@ def export_run(job: Job) -> dict[str, Any]:
     student = load_student(job.run_folder).eval()
     description = read_description(job.run_folder)
     metadata = metadata_of(description, job)
-    reader = StoreReader(job.store_folder, frontend=description.frontend)
-    rows = read_rows(reader, calibration=job.settings.calibration_clips)
+    reader = StoreReader(job.store_folder, frontend=description.frontend, teacher=followed_teacher(job))
+    rows = rows_for(reader, job.settings)
     inputs = log_mel_inputs(rows.held_out)
     report: dict[str, Any] = {}
 
@@ -100,11 +106,12 @@ def export_run(job: Job) -> dict[str, Any]:
         "fp32_bytes": (job.folder / FP32).stat().st_size,
         "parity_worst_relative": parity.worst,
         "int8": None,
+        "ship": {},
     }
+    report |= _weight_only_files(job, rows, metadata)
     if job.settings.int8:
-        found = int8.quantise(
-            job.folder / FP32, job.folder, rows=rows, config=job.settings, metadata=metadata
-        )
+        quantise = int8.quantise if job.trained is None else partial(trained_int8.take, job.trained)
+        found = quantise(job.folder / FP32, job.folder, rows=rows, config=job.settings, metadata=metadata)
         for quantised in found:
             path = job.folder / f"student_{quantised.precision}.onnx"
             check_runs(path, inputs, embedding_dim=description.embedding_dim)
@@ -112,6 +119,8 @@ def export_run(job: Job) -> dict[str, Any]:
             if job.settings.classifier:
                 report[path.stem]["same_answers"] = _same_answers(path, job.folder / FP32, rows.held_out)
         summary["int8"] = found[0].as_json()
+        verdict = _verdict(job, found)
+        summary["ship"], report["shipping"] = verdict["ship"], verdict
     if student.backbone.causal is not None:
         summary["stream"] = report["student_stream"] = write_streams(
             student, job.folder, rows=rows, inputs=inputs, settings=job.settings, metadata=metadata
@@ -119,6 +128,51 @@ def export_run(job: Job) -> dict[str, Any]:
     artifact.write_json(job.folder / PARITY, report)
     artifact.finish(job.folder, kind="export", config=job.config, inputs=job.inputs, summary=summary)
     return summary
+
+
+def followed_teacher(job: Job) -> str | None:
+    """Return the digest of the teacher array that the run followed (of several the first), None if it says none.
+
+    Calibration rows are drawn by clusters of its embeddings.
+    """
+    if job.settings.calibration_draw == "stored":
+        return None
+    inputs = artifact.read(job.run_folder).inputs
+    return inputs.get("teacher.0", inputs.get("teacher"))
+
+
+def _weight_only_files(job: Job, rows: CalibrationRows, metadata: ExportMetadata) -> dict[str, Any]:
+    """Write the weight-only files that the recipe asks for; return what ``parity.json`` says of each."""
+    if not job.settings.weight_only_bits:
+        return {}
+    judge = Judge(job.folder / FP32, rows.held_out, rows.labelled)
+    found = {}
+    for bits in job.settings.weight_only_bits:
+        path = job.folder / f"student_w{bits}.onnx"
+        found[path.stem] = write_weight_only(
+            job.folder / FP32, path, bits, judge=judge, metadata=metadata
+        ).as_json()
+    return found
+
+
+def _verdict(job: Job, found: list[int8.Quantised]) -> dict[str, Any]:
+    """Return which file to ship by what it keeps and its size; ``ossicle benchmark`` decides by cost."""
+    files = [FileFigures("fp32", (job.folder / FP32).stat().st_size)]
+    files += [
+        FileFigures(
+            one.precision,
+            one.file_bytes,
+            centred_cosine=one.centred_cosine,
+            neighbour_overlap=one.neighbour_overlap,
+            probe_drop=one.probe_drop,
+        )
+        for one in found
+        if one.precision == "s8s8"  # the other is for timing on x86
+    ]
+    limits = Limits(min_cosine=job.settings.int8_min_cosine)
+    if job.settings.int8_max_overlap_loss is not None:
+        limits = replace(limits, min_overlap=1 - job.settings.int8_max_overlap_loss)
+    return decide(files, limits).as_json()
 
 
 def _same_answers(path: Path, fp32: Path, log_mels: Float[np.ndarray, "rows 1 mels frames"]) -> float:
