@@ -74,7 +74,29 @@ def convert(
     typer.echo(module.run(run, console=console(), to=targets, store=store, **chosen))
 
 
+def quantise(
+    run: Annotated[str, typer.Argument(help="a run's or an export's folder", metavar="RUN")],
+    store: Annotated[
+        str | None, typer.Option(help="rows are read from it; default the store that the run learnt from")
+    ] = None,
+    sensitivity: Annotated[bool, typer.Option("--sensitivity", help="only: what each layer costs")] = False,
+    methods: Annotated[
+        bool, typer.Option("--methods", help="only: calibrations, equalisation, bias correction side by side")
+    ] = False,
+    sizes: Annotated[
+        bool, typer.Option("--sizes", help="only: files with their weights in 8 and 4 bits")
+    ] = False,
+) -> None:
+    """Say what int8 costs an exported run: layer by layer, method by method, and how small weights get."""
+    from pipeline.deploy.int8_study import chosen_parts
+
+    module = importlib.import_module("stages.quantise")
+    parts = chosen_parts(sensitivity, methods, sizes)
+    typer.echo(module.run(run, console=console(), parts=parts, store=store))
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands to the ``ossicle`` command."""
     app.command()(package)
     app.command()(convert)
+    app.command()(quantise)

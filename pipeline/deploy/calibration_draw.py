@@ -13,7 +13,7 @@ from pipeline.errors import StoreError
 from pipeline.store.reader import StoreReader
 
 # A store's rows are shuffled: the first of them stand for all, and a store of millions is not read for 256 rows.
-POOL_ROWS = 16_384
+POOL_ROWS = 4_096
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ OPTIONS = {
     ],
     "qat": ["recipe", "--set", "--only"],
     "export": ["recipe", "--set", "--only"],
+    "quantise": ["run", "--store", "--sensitivity", "--methods", "--sizes"],
     "convert": [
         "run",
         "--to",
