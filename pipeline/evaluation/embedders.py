@@ -79,8 +79,14 @@ class StudentEmbedder:
 
     def embed(self, batch: WindowBatch) -> Float32[np.ndarray, "windows dim"]:
         """Return the student's embedding of every window."""
+        return self.embed_log_mels(batch.log_mel(self.frontend).numpy())
+
+    def embed_log_mels(
+        self, log_mels: Float32[np.ndarray, "rows mels frames"]
+    ) -> Float32[np.ndarray, "rows dim"]:
+        """Return the student's embedding of log-mels of its own frontend."""
         with torch.inference_mode():
-            embedding = self.student(batch.log_mel(self.frontend))
+            embedding = self.student(torch.from_numpy(log_mels))
         return np.asarray(embedding.float().numpy())
 
 
@@ -125,10 +131,15 @@ class OnnxEmbedder:
 
     def embed(self, batch: WindowBatch) -> Float32[np.ndarray, "windows dim"]:
         """Return the file's output for every window."""
-        log_mel = batch.log_mel(self.frontend)[:, None].numpy()
+        return self.embed_log_mels(batch.log_mel(self.frontend).numpy())
+
+    def embed_log_mels(
+        self, log_mels: Float32[np.ndarray, "rows mels frames"]
+    ) -> Float32[np.ndarray, "rows dim"]:
+        """Return the file's output for log-mels of its own frontend."""
         # A file with a classifier has its logits as a second output.
         first = self.session.get_outputs()[0].name
-        (embedding,) = self.session.run([first], {self.session.get_inputs()[0].name: log_mel})
+        (embedding,) = self.session.run([first], {self.session.get_inputs()[0].name: log_mels[:, None]})
         return np.asarray(embedding, dtype=np.float32)
 
 

@@ -207,6 +207,16 @@ class GraphTeacher(NetworkTeacher):
         means = {name: value.mean(dim=1) for name, value in made.items()}
         return {**means, "frames": made["embedding"]}
 
+    def cost_input(self, samples: int) -> tuple[tuple[int, ...], int]:
+        """Return the shape of one forward pass's input, and how many passes hear ``samples`` samples."""
+        units = self._units(torch.zeros(1, samples, device=self.device)).shape[1]
+        shape = self._given_shape(self._unit_shape())
+        declared = self.graph.input_shape
+        if len(declared) == len(shape):
+            return shape, units
+        size = self.own.batch or declared[0] or 1
+        return (size, *shape), -(-units // size)
+
     def _units(self, waveforms: Tensor) -> Tensor:
         """Return the windows or patches of each waveform, (batch, units, ...)."""
         options = self.own
