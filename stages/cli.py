@@ -34,7 +34,6 @@ teachers_app = typer.Typer(
 )
 app.add_typer(teachers_app, name="teachers")
 app.add_typer(students_app, name="students")
-model_commands.register(app)
 
 # Which extra of the distribution brings a library that the core does without.
 EXTRAS = {"soundfile": "audio", "soxr": "audio", "torchaudio": "audio"}
@@ -247,6 +246,9 @@ def benchmark(
 def report(recipe: RecipeArgument = "demo", set_: SetOption = None) -> None:
     """Write one self-contained HTML page of everything measured."""
     typer.echo(_call("report", recipe, set_))
+
+
+model_commands.register(app)
 
 
 @app.command()

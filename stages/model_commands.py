@@ -95,8 +95,54 @@ def quantise(
     typer.echo(module.run(run, console=console(), parts=parts, store=store))
 
 
+def compare(
+    models: Annotated[
+        list[str],
+        typer.Argument(help="ONNX files of anyone's, runs, exports, teacher:NAME", metavar="MODEL..."),
+    ],
+    recipe: Annotated[
+        str | None, typer.Option(help="its tasks, windows and probes; default demo, where its manifest is")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change one key of the recipe")
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[FILE:]KEY=VALUE", help="what an ONNX file of others hears (docs/compare.md)"),
+    ] = None,
+    contract: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="the same as TOML, a table a file")
+    ] = None,
+    manifest: Annotated[
+        Path | None, typer.Option(help="CSV or Parquet of your own clips, instead of the recipe's tasks")
+    ] = None,
+    label: Annotated[str, typer.Option(help="its label column")] = "label",
+    group: Annotated[str | None, typer.Option(help="its column of groups that folds must not split")] = None,
+    store: Annotated[
+        str | None, typer.Option(help="compare neighbours with the teacher's embeddings in this store")
+    ] = None,
+    teacher: Annotated[str | None, typer.Option(help="whose, where the store holds several")] = None,
+    arm: Annotated[bool, typer.Option("--arm", help="count executed ARM instructions too")] = False,
+) -> None:
+    """Put models side by side: scores, paired differences with intervals, agreement, costs."""
+    from pipeline import recipe as recipes
+    from stages import preflight
+    from stages.compare_models import declared
+
+    loaded = recipes.load(recipe or "demo", set_ or ())
+    preflight.check(loaded, "compare")
+    module = importlib.import_module("stages.compare")
+    folder = module.run(
+        loaded, models, console=console(), declared=declared(option or (), contract),
+        tasks_wanted=recipe is not None, manifest=manifest, label=label, group=group, store=store,
+        teacher=teacher, arm=arm,
+    )  # fmt: skip
+    typer.echo(folder / "compare.html")
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands to the ``ossicle`` command."""
+    app.command()(compare)
     app.command()(package)
     app.command()(convert)
     app.command()(quantise)

@@ -12,6 +12,19 @@ import typer
 from stages import cli
 
 OPTIONS = {
+    "compare": [
+        "models",
+        "--recipe",
+        "--set",
+        "--option",
+        "--contract",
+        "--manifest",
+        "--label",
+        "--group",
+        "--store",
+        "--teacher",
+        "--arm",
+    ],
     "package": ["run", "--to", "--store", "--licence", "--push", "--private"],
     "fetch": ["recipe", "name", "--from", "--trust-sha256", "--set"],
     "manifest": ["recipe", "--set"],
