@@ -195,7 +195,7 @@ class Int8Rows:
 
     def dequantised(self) -> Float[np.ndarray, "rows dim"]:
         """Return the rows in float32 again."""
-        return self.values.astype(np.float32) * self.scales[:, None]
+        return np.asarray(self.values.astype(np.float32) * self.scales[:, None])
 
 
 def unit(x: Float[np.ndarray, "rows dim"]) -> Float[np.ndarray, "rows dim"]:
