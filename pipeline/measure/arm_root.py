@@ -84,18 +84,24 @@ class ArmRoot:
 
     def command(self, cpu: str, *arguments: str, plugin: str | None = "plugin.so") -> list[str]:
         """Return the command that runs the guest's Python with ``arguments`` on ``cpu`` under one of its plugins."""
+        world = self.folder / "cpus" / cpu
+        return [
+            *self.emulator(cpu, plugin=plugin),
+            "-E", f"PYTHONPATH={self.folder / 'guest/wheels'}", "-E", "PYTHONHASHSEED=0",
+            str(world / f"usr/bin/python{PYTHON}"), *arguments,
+        ]  # fmt: skip
+
+    def emulator(self, cpu: str, *, plugin: str | None = "plugin.so") -> list[str]:
+        """Return the words before any aarch64 program that make it run on ``cpu`` under one of the plugins."""
         host = self.folder / "host"
         loader = next(p for p in sorted(host.glob("lib*/ld-linux*.so.*")) if p.exists())
         libraries = ":".join(
             str(p) for p in sorted([*host.glob("lib/*-linux-gnu"), *host.glob("usr/lib/*-linux-gnu")])
         )
-        world = self.folder / "cpus" / cpu
         counting = ["-plugin", str(self.folder / plugin)] if plugin else []
         return [
-            str(loader), "--library-path", libraries, str(host / "usr/bin/qemu-aarch64"), "-L", str(world),
-            "-cpu", CPUS[cpu].model, *counting,
-            "-E", f"PYTHONPATH={self.folder / 'guest/wheels'}", "-E", "PYTHONHASHSEED=0",
-            str(world / f"usr/bin/python{PYTHON}"), *arguments,
+            str(loader), "--library-path", libraries, str(host / "usr/bin/qemu-aarch64"),
+            "-L", str(self.folder / "cpus" / cpu), "-cpu", CPUS[cpu].model, *counting,
         ]  # fmt: skip
 
 
@@ -178,12 +184,12 @@ def prepare(cache: Path | None = None) -> ArmRoot:
             raise MissingDependencyError(
                 "cannot build the aarch64 root", expected="apt and a C compiler", got=reason
             )
-        with _locked(folder.with_name(folder.name + ".lock")):
+        with locked(folder.with_name(folder.name + ".lock")):
             if not (folder / "root.json").is_file():
                 _build(folder)
     absent = [cpu for cpu in CPUS if not (folder / "cpus" / cpu).is_dir()]
     if absent:  # a root of an earlier version, which knew fewer processors
-        with _locked(folder.with_name(folder.name + ".lock")):
+        with locked(folder.with_name(folder.name + ".lock")):
             for cpu in absent:
                 if not (folder / "cpus" / cpu).is_dir():
                     _make_world(folder, cpu)
@@ -197,8 +203,8 @@ def _build(folder: Path) -> None:
     compile_plugin(PLUGIN_SOURCE, partial / "plugin.so")
     host = _output(["dpkg", "--print-architecture"]).strip()
     packages = {
-        "host": _unpack_packages(partial, "host", host, ("qemu-user",)),
-        "guest": _unpack_packages(partial, "guest", "arm64", GUEST_PACKAGES),
+        "host": unpack_packages(partial, "host", host, ("qemu-user",)),
+        "guest": unpack_packages(partial, "guest", "arm64", GUEST_PACKAGES),
         "wheels": _unpack_wheels(partial),
     }
     for cpu in CPUS:
@@ -242,7 +248,7 @@ def compile_plugin(source: Path, target: Path) -> None:
     _output([compiler, "-O2", "-shared", "-fPIC", "-o", str(target), str(source)])
 
 
-def _unpack_packages(partial: Path, name: str, architecture: str, packages: Sequence[str]) -> list[str]:
+def unpack_packages(partial: Path, name: str, architecture: str, packages: Sequence[str]) -> list[str]:
     """Fetch ``packages`` with their dependencies, unpack them into ``partial/name``; return file names."""
     work = partial / "work" / name
     for part in ("state/lists/partial", "cache/archives/partial", "etc"):
@@ -344,7 +350,7 @@ def _output(command: list[str]) -> str:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -71,7 +71,10 @@ def share_of(graph: ExecutedGraph) -> Int8Share:
 
 
 def runs_in_int8(node: ExecutedNode) -> bool:
-    """Whether a node's first input is 8-bit activations."""
+    """Whether a node computes on 8-bit activations: by its operator, or its first input."""
+    # QLinearConcat's first inputs are scales.
+    if node.op.startswith(("QLinear", "QGemm")):
+        return True
     return bool(node.input_info) and node.input_info[0].dtype in ("int8", "uint8")
 
 

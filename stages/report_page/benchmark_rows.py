@@ -13,6 +13,7 @@ FIGURES = {
     "exact": "file size, peak memory and int8 share",
     "x86": "x86 time",
     "macs": "MACs",
+    "layers": "instructions by layer",
 }
 TITLES = {"fp32": "float32", "s8s8": "int8 S8S8", "u8s8": "int8 U8S8"}
 

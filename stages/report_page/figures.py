@@ -168,7 +168,7 @@ def instruction_figure(rows: Sequence[dict[str, Any]]) -> Figure:
                 )  # fmt: skip
         axis.set_title(cpu)
         axis.set_yticks(range(len(models)), models[::-1])
-        axis.set_xlabel("million instructions a window")
+        axis.set_xlabel("million instructions")
         axis.margins(x=0.12)
     handles = [axes[0][0].barh([0], [0], color=colour) for colour in colours.values()]
     figure.legend(handles, ["float32", "int8 (S8S8)"], loc="outside lower right", ncols=2)

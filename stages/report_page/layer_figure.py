@@ -13,6 +13,7 @@ from stages.report_page.palette import COLOURS, GRID, INK, INT8, RANDOM, STUDENT
 from stages.report_page.svg import STYLE, in_style, new_figure, tidy
 
 SHOWN = 40
+OTHERS = "#c3c8d0"
 KINDS = {"float": COLOURS[STUDENT], "int8": COLOURS[INT8], "conversion": COLOURS[RANDOM]}
 
 
@@ -34,7 +35,7 @@ def layer_figure(layers: Sequence[Layer], title: str) -> Figure:
     ]
     if left:
         sums = (sum(layers[i].macs for i in left) / macs, sum(cost[i] for i in left))
-        rows.append((f"{len(left)} others", COLOURS[RANDOM], *sums, 0.0))
+        rows.append((f"{len(left)} others", OTHERS, *sums, 0.0))
     figure, axes = new_figure(8.4, 1.3 + 0.17 * len(rows), columns=3, sharey=True)
     headings = ("MACs, %", "executed ARM instructions, %" if counted else "time on x86, %", "live memory, KB")
     for column, (axis, heading) in enumerate(zip(axes[0], headings, strict=True)):

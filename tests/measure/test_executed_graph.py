@@ -12,7 +12,7 @@ from onnx import helper
 from pipeline.errors import MeasurementError
 from pipeline.measure.activation import peak_activation_bytes, peak_of
 from pipeline.measure.graph_profile import ExecutedGraph, ExecutedNode, TensorInfo
-from pipeline.measure.int8_share import int8_share, node_macs
+from pipeline.measure.int8_share import int8_share, node_macs, runs_in_int8
 from pipeline.measure.model_cost import exact_costs
 from tests.measure import graphs
 
@@ -70,6 +70,14 @@ def test_share_is_that_of_the_quantised_layers(fp32: Path, tmp_path: Path) -> No
     pixels = graphs.MELS * graphs.FRAMES
     assert (found.int8_macs, found.macs) == (pixels * 4 * 9, pixels * 4 * 9 + pixels * 4 * 4)
     assert "Erf" in found.float_ops
+
+
+def test_a_quantised_operator_runs_in_int8_whatever_comes_first() -> None:
+    scale, data = TensorInfo("float", ()), TensorInfo("int8", (1, 8))
+    concat = ExecutedNode("QLinearConcat", ("s", "x"), ("y",), {}, (scale, data), (data,), {})
+    pool = ExecutedNode("MaxPool", ("x",), ("y",), {}, (data,), (data,), {})
+    mean = ExecutedNode("ReduceMean", ("x",), ("y",), {}, (scale,), (scale,), {})
+    assert [runs_in_int8(node) for node in (concat, pool, mean)] == [True, True, False]
 
 
 def test_an_operator_without_a_rule_is_refused() -> None:
