@@ -1,4 +1,4 @@
-"""Sound files to mono float32: soundfile decodes, soxr resamples, and every failure has a stable reason.
+"""Sound files to mono float32: soundfile decodes, and every failure has a stable reason.
 
 Files are opened by descriptor after a look at what they are, so that a FIFO cannot hang, a device is not
 touched and a name that is not UTF-8 opens like any other. Nothing is ever allocated from what a header
@@ -8,12 +8,10 @@ claims: samples are read in bounded blocks until the file ends.
 from __future__ import annotations
 
 import errno
-import functools
 import hashlib
 import io
 import os
 import stat
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,14 +19,12 @@ from typing import Protocol
 
 import numpy as np
 import soundfile
-import soxr
 from jaxtyping import Float32
 
 from pipeline.audio import riff
 from pipeline.errors import AudioError
 
 BLOCK_VALUES = 1 << 20  # samples times channels decoded at once: 4 MiB
-STREAM_SAMPLES = 1 << 20  # longer signals are resampled in one call, which bounds soxr's buffers
 MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 768_000
 MAX_PEAK = 64.0  # +36 dBFS; integer samples stored as float are not sound that a teacher was trained on
 LOST_SHARE = 0.01
@@ -225,28 +221,6 @@ def checked(
 def decoded_digest(path: os.PathLike[str] | str | bytes) -> str:
     """Return the SHA-256 (64 hex) of the rate and the decoded mono samples: equal sound, equal digest."""
     return inspect(path).digest
-
-
-def resample(
-    waveform: Float32[np.ndarray, " samples"], from_hz: int, to_hz: int
-) -> Float32[np.ndarray, " resampled"]:
-    """Return ``waveform`` at ``to_hz``: soxr, quality HQ (20 bit, linear phase)."""
-    if from_hz == to_hz:
-        return waveform
-    if len(waveform) > STREAM_SAMPLES:
-        resampled: np.ndarray = soxr.resample(waveform, from_hz, to_hz, quality="HQ")
-        return resampled
-    # A stream that is cleared gives the same bits, and its filter is designed once: a third of a short window's time.
-    stream = _stream(from_hz, to_hz, threading.get_ident())
-    stream.clear()
-    short: np.ndarray = stream.resample_chunk(np.ascontiguousarray(waveform, dtype=np.float32), last=True)
-    return short
-
-
-@functools.lru_cache(maxsize=32)
-def _stream(from_hz: int, to_hz: int, thread: int) -> soxr.ResampleStream:
-    """Return the thread's own resampler of these rates: its state cannot be shared."""
-    return soxr.ResampleStream(from_hz, to_hz, 1, dtype="float32", quality="HQ")
 
 
 @contextmanager

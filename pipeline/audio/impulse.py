@@ -14,7 +14,7 @@ import numpy as np
 import scipy.fft
 from jaxtyping import Float32
 
-from pipeline.audio import decode, equaliser
+from pipeline.audio import decode, equaliser, resampling
 from pipeline.audio.sources import has_sound_suffix, walk
 from pipeline.errors import AudioError, ConfigError
 
@@ -101,7 +101,7 @@ class ResponseFolder:
         key = (digest, rate_hz)
         if key not in self._waveforms:
             native, rate = decode.read(self.by_digest[digest].path)
-            self._waveforms[key] = decode.resample(native, rate, rate_hz) * np.float32(rate / rate_hz)
+            self._waveforms[key] = resampling.resample(native, rate, rate_hz) * np.float32(rate / rate_hz)
         return self._waveforms[key]
 
     def _responses(self) -> Iterator[Response]:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from pipeline import manifest as manifests
-from pipeline.audio import augmented, clip_source, decode, scene, textures
+from pipeline.audio import augmented, clip_source, decode, resampling, scene, textures
 from pipeline.audio.augmented import AugmentedParameters
 from pipeline.audio.augmented_plan import PARAMETERS
 from pipeline.audio.impulse import ResponseFolder
@@ -104,7 +104,7 @@ class ClipReader:
             raise decode.rejection("changed", path, f"{found_rate} Hz, the manifest says {rate} Hz")
         if max(float(native.max()), -float(native.min())) < self.peak_floor:
             raise decode.rejection("silent", path, f"from {start_seconds:.3f} s")
-        return decode.resample(native, rate, SAMPLE_RATE_HZ)[: self.samples]
+        return resampling.resample(native, rate, SAMPLE_RATE_HZ)[: self.samples]
 
     def _clip(self, clip_id: str) -> tuple[Path, int]:
         if clip_id not in self._clips:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas
 import torch
 
-from pipeline.audio import decode
+from pipeline.audio import resampling
 from pipeline.audio.plan import SAMPLE_RATE_HZ
 from pipeline.audio.render import Renderer
 from pipeline.audio.windows import fit, frame_count
@@ -84,7 +84,7 @@ def _windows(rows: pandas.DataFrame, renderer: Renderer, rate_hz: int, seconds: 
     for row in rows.iloc[: 4 * WINDOWS].to_dict("records"):
         wave, _ = renderer.attempt({str(key): value for key, value in row.items()})
         if wave is not None:
-            waves.append(fit(decode.resample(wave, SAMPLE_RATE_HZ, rate_hz), samples))
+            waves.append(fit(resampling.resample(wave, SAMPLE_RATE_HZ, rate_hz), samples))
         if len(waves) == WINDOWS:
             break
     return np.stack(waves).astype(np.float32) if waves else np.zeros((0, samples), dtype=np.float32)

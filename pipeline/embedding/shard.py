@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from pipeline import manifest
-from pipeline.audio import decode
+from pipeline.audio import resampling
 from pipeline.audio.plan import SAMPLE_RATE_HZ
 from pipeline.audio.render import RENDERED_COLUMNS, Renderer
 from pipeline.audio.windows import fit, frame_count
@@ -105,18 +105,18 @@ class ShardRenderer:
         seconds = self.work.embed.window_seconds
         for first in range(start, stop, size):
             rows = self._plan(first, min(first + size, stop))
-            waves = {
-                rate: np.zeros((len(rows), frame_count(seconds, rate)), dtype=np.float32) for rate in rates_hz
-            }
+            rendered = np.zeros((len(rows), frame_count(seconds, SAMPLE_RATE_HZ)), dtype=np.float32)
             rejects = []
             for position, row in enumerate(rows):
                 wave, reject = self.renderer.attempt(row)
                 if wave is None:
                     rejects.append(reject or {})
-                    continue
-                for rate, batch in waves.items():
-                    resampled = decode.resample(wave, SAMPLE_RATE_HZ, rate)
-                    batch[position] = fit(resampled, batch.shape[1])
+                else:
+                    rendered[position] = fit(wave, rendered.shape[1])
+            waves = {
+                rate: resampling.resample_rows(rendered, SAMPLE_RATE_HZ, rate, frame_count(seconds, rate))
+                for rate in rates_hz
+            }
             yield RenderedBatch(
                 shard, first - start, len(rows), waves, tuple(rejects), last=first + size >= stop
             )

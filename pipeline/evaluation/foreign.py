@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float32
 
 from pipeline import artifact
-from pipeline.audio import decode
+from pipeline.audio import resampling
 from pipeline.audio.windows import frame_count
 from pipeline.config import TeacherConfig
 from pipeline.errors import ConfigError
@@ -39,7 +39,7 @@ class WaveformEmbedder:
     def embed(self, batch: WindowBatch) -> Float32[np.ndarray, "windows dim"]:
         """Return the embedding of every window."""
         rows = [
-            decode.resample(row, SAMPLE_RATE_HZ, self.teacher.sample_rate_hz)
+            resampling.resample(row, SAMPLE_RATE_HZ, self.teacher.sample_rate_hz)
             for row in batch.waveforms.numpy()
         ]
         made = self.teacher.embed(torch.from_numpy(np.stack(rows)))["embedding"]

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float32, Int
 from torch import Tensor
 
-from pipeline.audio import clip_source, decode
+from pipeline.audio import clip_source, resampling
 from pipeline.audio.windows import fit, frame_count, spread_starts
 from pipeline.config import LogMelConfig
 from pipeline.errors import AudioError
@@ -51,7 +51,7 @@ class WindowBatch:
         config = frontend.config
         if config not in self._log_mels:
             rows = [
-                decode.resample(row, SAMPLE_RATE_HZ, config.sample_rate_hz) for row in self.waveforms.numpy()
+                resampling.resample(row, SAMPLE_RATE_HZ, config.sample_rate_hz) for row in self.waveforms.numpy()
             ]
             with torch.inference_mode():
                 self._log_mels[config] = frontend(torch.from_numpy(np.stack(rows)))
@@ -74,7 +74,7 @@ def clip_windows(path: Path, windowing: Windowing) -> Float32[np.ndarray, "windo
         AudioError: the file cannot be used.
     """
     native, rate = clip_source.read(path)
-    waveform = decode.resample(native, rate, SAMPLE_RATE_HZ)
+    waveform = resampling.resample(native, rate, SAMPLE_RATE_HZ)
     starts = spread_starts(len(waveform), windowing.samples, windowing.maximum)
     return np.stack([fit(waveform[start:], windowing.samples) for start in starts])
 

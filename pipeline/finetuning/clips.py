@@ -13,7 +13,7 @@ import pandas as pd
 from jaxtyping import Bool, Float32, Int64
 
 from pipeline.artifact import replacing
-from pipeline.audio import clip_source, decode
+from pipeline.audio import clip_source, resampling
 from pipeline.audio.ingest import LABEL_COLUMNS
 from pipeline.audio.windows import fit, frame_count
 from pipeline.config import FinetuneConfig, digest
@@ -180,4 +180,4 @@ def waveforms(
 
 def _decoded(path: Path, rate_hz: int, samples: int) -> Float32[np.ndarray, " samples"]:
     native, native_hz = clip_source.read(path)
-    return fit(decode.resample(native, native_hz, rate_hz), samples)
+    return fit(resampling.resample(native, native_hz, rate_hz), samples)

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 import soxr
 
-from pipeline.audio import decode
+from pipeline.audio import decode, resampling
 from pipeline.errors import AudioError
 from tests.audio.hostile_files import encoded, sound
 
@@ -107,7 +107,7 @@ def test_resampled_sines_are_the_sines_of_the_new_rate(from_hz: int, to_hz: int)
         seconds = np.arange(rate) / rate
         return sum(np.sin(2 * np.pi * hz * seconds) for hz in (97.0, 880.0, 2_950.0)) / 4
 
-    found = decode.resample(sines(from_hz).astype(np.float32), from_hz, to_hz)
+    found = resampling.resample(sines(from_hz).astype(np.float32), from_hz, to_hz)
     assert len(found) == to_hz and found.dtype == np.float32
     inner = slice(to_hz // 10, -to_hz // 10)  # a second that begins and ends at once rings at both ends
     np.testing.assert_allclose(found[inner], sines(to_hz)[inner], atol=2e-5)
@@ -115,7 +115,7 @@ def test_resampled_sines_are_the_sines_of_the_new_rate(from_hz: int, to_hz: int)
 
 def test_resampling_removes_what_the_new_rate_cannot_hold() -> None:
     tone = np.sin(2 * np.pi * 12_000 * np.arange(44_100) / 44_100).astype(np.float32)
-    assert np.abs(decode.resample(tone, 44_100, 16_000)[1_000:-1_000]).max() < 1e-5
+    assert np.abs(resampling.resample(tone, 44_100, 16_000)[1_000:-1_000]).max() < 1e-5
 
 
 def test_resampling_again_gives_the_bits_of_a_fresh_resampler() -> None:
@@ -125,10 +125,23 @@ def test_resampling_again_gives_the_bits_of_a_fresh_resampler() -> None:
     rates = [(44_100, 16_000), (48_000, 44_100), (44_100, 16_000), (8_000, 44_100)]
 
     def resampled(signal: np.ndarray) -> list[np.ndarray]:
-        return [decode.resample(signal, *rate) for rate in rates]
+        return [resampling.resample(signal, *rate) for rate in rates]
 
     with ThreadPoolExecutor(3) as pool:
         found = list(pool.map(resampled, signals * 3))
     for signal, ours in zip(signals * 3, found, strict=True):
         for rate, one in zip(rates, ours, strict=True):
             np.testing.assert_array_equal(one, soxr.resample(signal, *rate, quality="HQ"))
+
+
+@pytest.mark.parametrize("samples", [100, 3_629, 5_000])
+def test_rows_are_resampled_like_each_alone(samples: int) -> None:
+    rows = np.random.default_rng(1).standard_normal((5, 10_001)).astype(np.float32)
+    rows[2] = 0
+    found = resampling.resample_rows(rows, 44_100, 16_000, samples)
+    assert found.shape == (5, samples)
+    for row, ours in zip(rows, found, strict=True):
+        alone = soxr.resample(row, 44_100, 16_000, quality="HQ")
+        np.testing.assert_array_equal(ours[: len(alone)], alone[:samples])
+        assert not ours[len(alone) :].any()
+    np.testing.assert_array_equal(resampling.resample_rows(rows, 8_000, 8_000, 50), rows[:, :50])
