@@ -83,7 +83,7 @@ def read_rows(
     choice: int = 256,
     draw: ClusterDraw | None = None,
     label_column: str | None = None,
-    labelled: int = 512,
+    labelled: int = 256,
 ) -> CalibrationRows:
     """Take rows of the store, in its order (a store's rows are already shuffled), for every use.
 

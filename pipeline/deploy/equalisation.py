@@ -55,23 +55,25 @@ def equalise(
     Args:
         path: float32 graph, batch norms folded.
         by: s_i = sqrt(a_i / b_i), where b_i is the largest weight that the second has for channel i and a_i the
-            largest of the first's weights (``weights``, swept until all pairs agree), or of the activation
-            between them on the rows (``activations``, once).
+            largest of the first's weights (``weights``), or of the activation between them on the rows
+            (``activations``); swept until all pairs agree.
         log_mels: calibration rows; ``weights`` does not look at them.
     """
     model = onnx.load(str(path))
     pairs = find_pairs(model.graph)
     constants = {i.name: numpy_helper.to_array(i).copy() for i in model.graph.initializer}
-    if by == "weights":
-        for _ in range(SWEEPS):
-            moved = [_rescale(pair, constants, _weight_range(pair, constants)) for pair in pairs]
-            if max(moved, default=0.0) < CONVERGED:
-                break
-    else:
-        # Ranges of the graph as it was: a pair's scales multiply those of the pairs before only within it.
-        ranges = _activation_ranges(path, pairs, log_mels)
+    # Ranges are those of the graph as it was, divided by each scale that is applied.
+    ranges = _activation_ranges(path, pairs, log_mels) if by == "activations" else {}
+    for _ in range(SWEEPS):
+        moved = 0.0
         for pair in pairs:
-            _rescale(pair, constants, ranges[pair.between])
+            given = ranges[pair.between] if by == "activations" else _weight_range(pair, constants)
+            scale = _rescale(pair, constants, given)
+            if by == "activations":
+                ranges[pair.between] = given / scale
+            moved = max(moved, float(np.abs(np.log(scale)).max()))
+        if moved < CONVERGED:
+            break
     for tensor in model.graph.initializer:
         tensor.CopyFrom(numpy_helper.from_array(constants[tensor.name], tensor.name))
     onnx.save(model, str(path))
@@ -114,11 +116,11 @@ def find_pairs(graph: onnx.GraphProto) -> list[Pair]:
     return pairs
 
 
-def _rescale(pair: Pair, constants: dict[str, np.ndarray], first_range: np.ndarray) -> float:
-    """Apply one pair's scales; return the largest change, as |log s|."""
+def _rescale(pair: Pair, constants: dict[str, np.ndarray], first_range: np.ndarray) -> np.ndarray:
+    """Apply one pair's scales and return them."""
     second_range = _input_range(pair, constants)
     usable = (first_range > 0) & (second_range > 0)
-    scale = np.ones(len(first_range), dtype=np.float64)
+    scale: np.ndarray = np.ones(len(first_range), dtype=np.float64)
     scale[usable] = np.sqrt(first_range[usable] / second_range[usable])
     scale = np.clip(scale, 1 / LARGEST_SCALE, LARGEST_SCALE)
     # The common factor says nothing: a range per tensor absorbs it.
@@ -128,7 +130,7 @@ def _rescale(pair: Pair, constants: dict[str, np.ndarray], first_range: np.ndarr
     if len(pair.first.input) > 2 and pair.first.input[2]:
         constants[pair.first.input[2]] = (constants[pair.first.input[2]] / scale).astype(np.float32)
     constants[second] = (constants[second] * _per_weight(pair, constants, scale)).astype(np.float32)
-    return float(np.abs(np.log(scale)).max())
+    return scale
 
 
 def _per_weight(pair: Pair, constants: dict[str, np.ndarray], scale: np.ndarray) -> np.ndarray:
@@ -137,7 +139,8 @@ def _per_weight(pair: Pair, constants: dict[str, np.ndarray], scale: np.ndarray)
     groups = len(scale) // width
     of_group = scale.reshape(groups, width)
     rows = np.repeat(of_group, outputs // groups, axis=0)
-    return rows.reshape(*rows.shape, *[1] * (constants[pair.second.input[1]].ndim - 2))
+    shaped: np.ndarray = rows.reshape(*rows.shape, *[1] * (constants[pair.second.input[1]].ndim - 2))
+    return shaped
 
 
 def _input_range(pair: Pair, constants: dict[str, np.ndarray]) -> np.ndarray:
@@ -166,7 +169,8 @@ def _activation_ranges(path: Path, pairs: list[Pair], log_mels: np.ndarray) -> d
 
 def _along(scale: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return one scale an output channel, shaped for ``weights``."""
-    return scale.reshape(-1, *[1] * (weights.ndim - 1))
+    shaped: np.ndarray = scale.reshape(-1, *[1] * (weights.ndim - 1))
+    return shaped
 
 
 def _largest(values: np.ndarray, kept: tuple[int, ...]) -> np.ndarray:

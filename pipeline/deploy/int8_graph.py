@@ -34,6 +34,8 @@ CALIBRATORS: dict[str, tuple[CalibrationMethod, dict[str, Any]]] = {
     "percentile": (CalibrationMethod.Percentile, {"percentile": 99.99, "symmetric": False}),
     "entropy": (CalibrationMethod.Entropy, {"num_bins": 2048, "num_quantized_bins": 128}),
 }
+# ONNX Runtime folds them into the layer that they follow.
+FUSED_ACTIVATIONS = ("Relu", "Clip")
 log = logging.getLogger(__name__)
 
 
@@ -91,7 +93,7 @@ def write_quantised(
         path: the file to write.
         precision: signed or unsigned activations; weights are signed.
         ops: which operator types are quantised.
-        keep_float: names of nodes left in float.
+        keep_float: names of nodes left in float, a ReLU or Clip right behind them with them.
         only: names of the only nodes quantised; empty = all of ``ops``.
         int16: names of nodes whose inputs and outputs are 16-bit, symmetric; their weights are int8. Opset 20 has
             no such type: every Q/DQ of the file is then ONNX Runtime's own operator.
@@ -100,6 +102,7 @@ def write_quantised(
     operators = ALL_OPS if ops == "all" else CONV_MATMUL
     with quiet_exporter():
         model = load_model_with_shape_infer(calibrated.model)
+        keep_float, int16 = (_with_activations(model.graph, names) for names in (keep_float, int16))
         overrides = _sixteen_bit(model.graph, operators, keep_float, int16, activation) if int16 else {}
         quantizer = QDQQuantizer(
             model,
@@ -117,6 +120,14 @@ def write_quantised(
         quantizer.model.save_model_to_file(str(path), False)
 
 
+def _with_activations(graph: onnx.GraphProto, names: Sequence[str]) -> list[str]:
+    """Return ``names`` and the activations right behind them: in int8 those would round what they are spared."""
+    found = set(names)
+    outputs = {name for node in graph.node if node.name in found for name in node.output}
+    behind = [n.name for n in graph.node if n.op_type in FUSED_ACTIVATIONS and n.input[0] in outputs]
+    return [*names, *(name for name in behind if name not in found)]
+
+
 def _sixteen_bit(
     graph: onnx.GraphProto,
     operators: Sequence[str],
@@ -127,9 +138,10 @@ def _sixteen_bit(
     """Return the 16-bit tensors: what the named nodes give, and what they take.
 
     A tensor that an 8-bit node gives stays 8-bit and is converted for them; what they give is converted for the
-    8-bit nodes that take it.
+    8-bit nodes that take it. Nodes in float take it in 16 bits.
     """
-    wide, kept = set(int16), set(keep_float)
+    wide = set(int16)
+    narrow = {n.name for n in graph.node if n.op_type in operators} - wide - set(keep_float)
     producer = {name: node for node in graph.node for name in node.output}
     consumers: dict[str, set[str]] = {}
     for node in graph.node:
@@ -142,20 +154,13 @@ def _sixteen_bit(
     found: dict[str, list[dict[str, Any]]] = {}
     for name in dict.fromkeys(filter(None, tensors)):
         source = producer.get(name)
-        narrow_source = (
-            source is not None
-            and source.op_type in operators
-            and source.name not in kept
-            and source.name not in wide
-        )
         takers = consumers.get(name, set())
-        if narrow_source:
+        if source is not None and source.name in narrow:
             convert = {**sixteen, "recv_nodes": takers & wide}
             found[name] = [{"quant_type": activation, "convert": convert}]
-        elif takers - wide:
-            found[name] = [
-                {**sixteen, "convert": {"quant_type": activation, "recv_nodes": takers - wide}},
-            ]
+        elif takers & narrow:
+            convert = {"quant_type": activation, "recv_nodes": takers & narrow}
+            found[name] = [{**sixteen, "convert": convert}]
         else:
             found[name] = [dict(sixteen)]
     return found

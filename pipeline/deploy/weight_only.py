@@ -1,4 +1,8 @@
-"""Weight-only files: weights in 8 or 4 bits, arithmetic in float32. They save flash, not time."""
+"""Weight-only files: weights in 8 or 4 bits, activations in float32. They save flash, not time.
+
+ONNX Runtime computes their convolutions in float32; an 8-bit MatMul it fuses into ``MatMulNBits``, which rounds its
+input to 8 bits too unless ``session.qdq_matmulnbits_accuracy_level`` is 1.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +51,7 @@ class WeightOnly:
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values."""
-        return {**asdict(self), "figure": "size", "arithmetic": "float32"}
+        return {**asdict(self), "figure": "size"}
 
 
 def write_weight_only(
