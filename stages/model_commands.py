@@ -1,4 +1,4 @@
-"""``ossicle package``, ``convert`` and ``compare``: commands over models, not over a recipe's stages."""
+"""``ossicle package``, ``convert``, ``c`` and ``compare``: commands over models, not over a recipe's stages."""
 
 from __future__ import annotations
 
@@ -140,9 +140,31 @@ def compare(
     typer.echo(folder / "compare.html")
 
 
+def c(
+    run: Annotated[str, typer.Argument(help="a run's or an export's folder", metavar="RUN")],
+    store: Annotated[
+        str | None, typer.Option(help="the run's store, where it is not among the artifacts")
+    ] = None,
+    max_frames: Annotated[
+        int | None, typer.Option(min=1, help="the longest clip it takes; default that of the store's rows")
+    ] = None,
+    held_out_clips: Annotated[
+        int, typer.Option(min=2, help="rows of the store that it is compared with the int8 file on")
+    ] = 256,
+    arm: Annotated[
+        bool, typer.Option("--arm", help="also count executed instructions on emulated Cortex-A processors")
+    ] = False,
+) -> None:
+    """Write an exported run as C99 headers without dependencies, compiled and compared with its int8 file."""
+    module = importlib.import_module("stages.c_export")
+    chosen = {"store": store, "max_frames": max_frames, "held_out_clips": held_out_clips, "arm": arm}
+    typer.echo(module.run(run, console=console(), **chosen))
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands to the ``ossicle`` command."""
     app.command()(compare)
     app.command()(package)
     app.command()(convert)
+    app.command()(c)
     app.command()(quantise)

@@ -67,6 +67,7 @@ OPTIONS = {
     "teachers check": ["name", "--set"],
     "students show": ["name"],
     "students check": ["name", "--set"],
+    "c": ["run", "--store", "--max-frames", "--held-out-clips", "--arm"],
     "store inspect": ["recipe", "--set"],
     "store verify": ["recipe", "--set", "--repair"],
     "store audit": ["recipe", "--set", "--sample", "--seed", "--min-cosine", "--max-difference"],

@@ -16,6 +16,13 @@
 #include <stdint.h>
 #include <string.h>
 
+/* Kernels are not copied into their callers: their sizes would become constants and their code would multiply. */
+#if defined(__GNUC__)
+#define OSSICLE_KERNEL static __attribute__((noinline, unused)) void
+#else
+#define OSSICLE_KERNEL static inline void
+#endif
+
 /* A positive real factor: multiplier * 2^(shift - 31), multiplier in [2^30, 2^31); 0 for a factor below 2^-31. */
 typedef struct {
     int32_t multiplier;
@@ -103,7 +110,7 @@ static inline int32_t ossicle_dot(const int8_t *column, const int8_t *weights, i
 }
 
 /* column: kernel_h * kernel_w * in / groups bytes of scratch. Also a linear layer: one row, one column, 1 x 1. */
-static inline void ossicle_convolve(const ossicle_conv *conv, const int8_t *input, int height, int width,
+OSSICLE_KERNEL ossicle_convolve(const ossicle_conv *conv, const int8_t *input, int height, int width,
                                     int8_t *output, int out_height, int out_width, int8_t *column) {
     int length = conv->kernel_h * conv->kernel_w * (conv->in / conv->groups), outs = conv->out / conv->groups;
     int pointwise = conv->kernel_h * conv->kernel_w * conv->groups == 1 && conv->stride_h * conv->stride_w == 1 &&
@@ -122,7 +129,7 @@ static inline void ossicle_convolve(const ossicle_conv *conv, const int8_t *inpu
                     ossicle_dot4(seen, conv->weights + (size_t)o * (size_t)length, length, sums);
                     for (int i = 0; i < 4; i++) *output++ = ossicle_conv_output(conv, o + i, sums[i]);
                 }
-                for (; o < last; o++) {
+                for (int left = outs % 4; left > 0; left--, o++) {
                     int32_t sum = conv->bias[o] + ossicle_dot(seen, conv->weights + (size_t)o * (size_t)length, length);
                     *output++ = ossicle_conv_output(conv, o, sum);
                 }
@@ -130,7 +137,7 @@ static inline void ossicle_convolve(const ossicle_conv *conv, const int8_t *inpu
 }
 
 /* One filter a channel; sixteen channels at a time, so that the sums stay in registers. */
-static inline void ossicle_convolve_depthwise(const ossicle_conv *conv, const int8_t *input, int height, int width,
+OSSICLE_KERNEL ossicle_convolve_depthwise(const ossicle_conv *conv, const int8_t *input, int height, int width,
                                               int8_t *output, int out_height, int out_width) {
     enum { LANES = 16 };
     int channels = conv->out;
@@ -173,7 +180,7 @@ static inline int ossicle_until(int at, int stride, int pad, int kernel, int siz
     return end > size ? size : end;
 }
 
-static inline void ossicle_pool_max(const ossicle_window *pool, const int8_t *input, int height, int width,
+OSSICLE_KERNEL ossicle_pool_max(const ossicle_window *pool, const int8_t *input, int height, int width,
                                     int channels, int8_t *output, int out_height, int out_width) {
     for (int y = 0; y < out_height; y++)
         for (int x = 0; x < out_width; x++, output += channels) {
@@ -188,7 +195,7 @@ static inline void ossicle_pool_max(const ossicle_window *pool, const int8_t *in
         }
 }
 
-static inline void ossicle_pool_mean(const ossicle_window *pool, const int8_t *input, int height, int width,
+OSSICLE_KERNEL ossicle_pool_mean(const ossicle_window *pool, const int8_t *input, int height, int width,
                                      int channels, int8_t *output, int out_height, int out_width) {
     for (int y = 0; y < out_height; y++)
         for (int x = 0; x < out_width; x++) {
@@ -214,7 +221,7 @@ typedef struct {
     int32_t multiplier; /* sum only: its scale over the output's, with the shift that both share */
 } ossicle_operand;
 
-static inline void ossicle_add(ossicle_operand a, const int8_t *left, ossicle_operand b, const int8_t *right,
+OSSICLE_KERNEL ossicle_add(ossicle_operand a, const int8_t *left, ossicle_operand b, const int8_t *right,
                                int shift, ossicle_range range, int positions, int channels, int8_t *output) {
     int64_t half = (int64_t)1 << (30 - shift);
     for (int p = 0; p < positions; p++, left += a.position_step, right += b.position_step)
@@ -225,7 +232,7 @@ static inline void ossicle_add(ossicle_operand a, const int8_t *left, ossicle_op
         }
 }
 
-static inline void ossicle_multiply(ossicle_operand a, const int8_t *left, ossicle_operand b, const int8_t *right,
+OSSICLE_KERNEL ossicle_multiply(ossicle_operand a, const int8_t *left, ossicle_operand b, const int8_t *right,
                                     ossicle_factor factor, ossicle_range range, int positions, int channels,
                                     int8_t *output) {
     for (int p = 0; p < positions; p++, left += a.position_step, right += b.position_step)
@@ -235,7 +242,7 @@ static inline void ossicle_multiply(ossicle_operand a, const int8_t *left, ossic
         }
 }
 
-static inline void ossicle_rescale(const int8_t *input, int8_t zero, ossicle_factor factor, ossicle_range range,
+OSSICLE_KERNEL ossicle_rescale(const int8_t *input, int8_t zero, ossicle_factor factor, ossicle_range range,
                                    int count, int8_t *output) {
     for (int i = 0; i < count; i++) output[i] = ossicle_clamp(ossicle_times(input[i] - zero, factor), range);
 }
@@ -247,17 +254,17 @@ static inline int8_t ossicle_quantise(float value, float scale, ossicle_range ra
     return rounded >= (float)range.high ? range.high : (int8_t)rounded;
 }
 
-static inline void ossicle_quantise_all(const float *input, float scale, ossicle_range range, int count,
+OSSICLE_KERNEL ossicle_quantise_all(const float *input, float scale, ossicle_range range, int count,
                                         int8_t *output) {
     for (int i = 0; i < count; i++) output[i] = ossicle_quantise(input[i], scale, range);
 }
 
-static inline void ossicle_dequantise_all(const int8_t *input, float scale, int8_t zero, int count, float *output) {
+OSSICLE_KERNEL ossicle_dequantise_all(const int8_t *input, float scale, int8_t zero, int count, float *output) {
     for (int i = 0; i < count; i++) output[i] = (float)(input[i] - zero) * scale;
 }
 
 /* Frames of mels, as the frontend writes them, to a map of one channel. */
-static inline void ossicle_quantise_log_mel(const float *log_mel, int mels, int frames, float mean, float deviation,
+OSSICLE_KERNEL ossicle_quantise_log_mel(const float *log_mel, int mels, int frames, float mean, float deviation,
                                             float scale, ossicle_range range, int8_t *output) {
     for (int m = 0; m < mels; m++)
         for (int t = 0; t < frames; t++)
@@ -265,7 +272,7 @@ static inline void ossicle_quantise_log_mel(const float *log_mel, int mels, int 
 }
 
 /* Over whole maps, one number a channel: the mean, the largest, the L2 norm, the largest of the frames' means. */
-static inline void ossicle_map_mean(const int8_t *input, int positions, int channels, float scale, int8_t zero,
+OSSICLE_KERNEL ossicle_map_mean(const int8_t *input, int positions, int channels, float scale, int8_t zero,
                                     float *output) {
     for (int c = 0; c < channels; c++) {
         int32_t sum = 0;
@@ -274,7 +281,7 @@ static inline void ossicle_map_mean(const int8_t *input, int positions, int chan
     }
 }
 
-static inline void ossicle_map_max(const int8_t *input, int positions, int channels, float scale, int8_t zero,
+OSSICLE_KERNEL ossicle_map_max(const int8_t *input, int positions, int channels, float scale, int8_t zero,
                                    float *output) {
     for (int c = 0; c < channels; c++) {
         int8_t most = -128;
@@ -283,7 +290,7 @@ static inline void ossicle_map_max(const int8_t *input, int positions, int chann
     }
 }
 
-static inline void ossicle_map_norm(const int8_t *input, int positions, int channels, float scale, int8_t zero,
+OSSICLE_KERNEL ossicle_map_norm(const int8_t *input, int positions, int channels, float scale, int8_t zero,
                                     float *output) {
     for (int c = 0; c < channels; c++) {
         int64_t sum = 0;
@@ -295,7 +302,7 @@ static inline void ossicle_map_norm(const int8_t *input, int positions, int chan
     }
 }
 
-static inline void ossicle_map_max_of_means(const int8_t *input, int mels, int frames, int channels, float scale,
+OSSICLE_KERNEL ossicle_map_max_of_means(const int8_t *input, int mels, int frames, int channels, float scale,
                                             int8_t zero, float *output) {
     for (int c = 0; c < channels; c++) {
         int32_t most = INT32_MIN;
@@ -309,23 +316,23 @@ static inline void ossicle_map_max_of_means(const int8_t *input, int mels, int f
 }
 
 /* Arithmetic of a few float numbers, one a channel; a step of 0 repeats the one number. */
-static inline void ossicle_vector_mean(const float *input, int channels, float *output) {
+OSSICLE_KERNEL ossicle_vector_mean(const float *input, int channels, float *output) {
     float sum = 0.0f;
     for (int c = 0; c < channels; c++) sum += input[c];
     *output = sum / (float)channels;
 }
 
-static inline void ossicle_vector_divide(const float *a, int a_step, const float *b, int b_step, int channels,
+OSSICLE_KERNEL ossicle_vector_divide(const float *a, int a_step, const float *b, int b_step, int channels,
                                          float *output) {
     for (int c = 0; c < channels; c++) output[c] = a[c * a_step] / b[c * b_step];
 }
 
-static inline void ossicle_vector_multiply(const float *a, int a_step, const float *b, int b_step, int channels,
+OSSICLE_KERNEL ossicle_vector_multiply(const float *a, int a_step, const float *b, int b_step, int channels,
                                            float *output) {
     for (int c = 0; c < channels; c++) output[c] = a[c * a_step] * b[c * b_step];
 }
 
-static inline void ossicle_vector_add(const float *a, int a_step, const float *b, int b_step, int channels,
+OSSICLE_KERNEL ossicle_vector_add(const float *a, int a_step, const float *b, int b_step, int channels,
                                       float *output) {
     for (int c = 0; c < channels; c++) output[c] = a[c * a_step] + b[c * b_step];
 }
