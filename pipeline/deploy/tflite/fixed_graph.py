@@ -12,11 +12,10 @@ import numpy as np
 import onnx
 import onnxruntime
 from jaxtyping import Float
-from onnxruntime.quantization import CalibrationMethod, QuantType, create_calibrator
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, create_calibrator
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
 
-from pipeline.deploy.calibration import LogMelBatches
 from pipeline.deploy.onnx_export import quiet_exporter
 from pipeline.deploy.tflite.convert import HANDLERS
 
@@ -91,7 +90,7 @@ def in_int8(
                 augmented_model_path=str(Path(scratch) / "augmented.onnx"),
                 calibrate_method=CalibrationMethod.MinMax,
             )
-            calibrator.collect_data(LogMelBatches(log_mels, batch_rows=1))
+            calibrator.collect_data(_OneByOne(fixed.graph.input[0].name, log_mels))
             ranges = calibrator.compute_data()
         extra: dict[str, Any] = {}
         overrides = _input_steps(fixed, log_mels, mean, std)
@@ -113,6 +112,17 @@ def in_int8(
         quantizer.model.topological_sort()
         made: onnx.ModelProto = quantizer.model.model
     return made
+
+
+class _OneByOne(CalibrationDataReader):
+    """ONNX Runtime's view of the calibration rows: the graph's batch is one."""
+
+    def __init__(self, name: str, rows: np.ndarray) -> None:
+        self._rest = iter([{name: row[None]} for row in rows])
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        """Return the next row as the graph's input, or None after the last."""
+        return next(self._rest, None)
 
 
 def _input_steps(

@@ -143,6 +143,8 @@ def gather(graph: Graph, node: onnx.NodeProto) -> None:
     if indices is None or indices.ndim > 1:
         raise unsupported(node, "its indices are a table")
     onnx_axis = int(attributes(node).get("axis", 0)) % len(value.shape)
+    if graph.gather_by_convolution and len(value.shape) == 4 and onnx_axis == 1:
+        value = graph.ordered(value, CHANNELS_LAST[4])
     axis = value.axis(onnx_axis)
     positions = [int(index) % value.shape[axis] for index in np.atleast_1d(indices)]
     shape = [*value.shape[:axis], len(positions), *value.shape[axis + 1 :]]
