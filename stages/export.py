@@ -81,6 +81,7 @@ def _chosen(recipe: Recipe, only: Sequence[str]) -> list[Run]:
 
 
 def _job(run: Run) -> Job:
+    trained = run.recipe.export.int8 and run.recipe.export.int8_method == "qat"
     return Job(
         label=run.label,
         run_folder=locations.run_folder(run),
@@ -89,6 +90,7 @@ def _job(run: Run) -> Job:
         settings=run.recipe.export,
         config=locations.export_config(run),
         inputs=locations.export_inputs(run),
+        trained=locations.qat_folder(run) if trained else None,
     )
 
 

@@ -22,16 +22,18 @@ from pipeline.config import Recipe, TrainConfig
 from pipeline.deploy import metadata as metadata_props
 from pipeline.deploy.bundle import S8S8, U8S8, metadata_of
 from pipeline.deploy.bundle import Job as ExportJob
-from pipeline.deploy.calibration import CalibrationRows
+from pipeline.deploy.calibration import CalibrationRows, rows_for
 from pipeline.deploy.fidelity import Judge, embed_rows
 from pipeline.deploy.parity import centred_cosine
 from pipeline.errors import ConfigError, ParityError, WeightsError
+from pipeline.neighbours import neighbour_overlap
 from pipeline.processor import device_of
 from pipeline.quantisation import start, writer
 from pipeline.quantisation.graph import QuantisedGraph
 from pipeline.quantisation.objective import BesideFloat, QatObjective
 from pipeline.store.combination import Combination
 from pipeline.store.reader import StoreReader
+from pipeline.students.classifier import WithClassifier, read_classifier
 from pipeline.students.normalised import NormalisedStudent
 from pipeline.students.saved import SavedStudent, load_student, read_description
 from pipeline.training.collapse import warn_if_collapsed
@@ -113,8 +115,11 @@ def _run(
     if recipe.targets.teachers:
         teacher = Combination.of(recipe.targets, job.inputs)
     reader = StoreReader(job.store, frontend=job.inputs["frontend"], teacher=teacher)
-    rows = start.rows_of(reader, recipe.export)
-    template, floats = start.graph(job.folder, student, description, rows, recipe.export)
+    rows = rows_for(reader, recipe.export)
+    written: nn.Module = student
+    if recipe.export.classifier:
+        written = WithClassifier(student, read_classifier(job.source, student.embedding_dim)[0]).eval()
+    template, floats = start.graph(job.folder, written, description, rows, recipe.export)
     graph = QuantisedGraph(template, floats)
     judge = Judge(job.folder / start.FLOAT, rows.held_out, rows.labelled)
     before = judge.fidelity(job.folder / start.INT8)
@@ -123,6 +128,8 @@ def _run(
     training, held_out = usable(reader, "train"), read_held_out(reader)
     device = device_of(config.device, "qat.device")
     embeddings = embed_with_torch(student.to(device), held_out.spectrogram, config.batch_size, device, None)
+    overlap = partial(_teacher_overlap, held_out, config.batch_size, device)
+    teacher_overlap = {"float": overlap(student), "before": overlap(graph.to(device))}
     task = _task(job, reader, training, student, held_out)
     settings = recipe.qat
     if task is None and not settings.student_weight:
@@ -148,12 +155,12 @@ def _run(
     _write(job, template, kept, description)
     agreement = _require_agreement(kept, job.folder / S8S8, rows)
     after, unsigned = (judge.fidelity(job.folder / name) for name in (S8S8, U8S8))
-    state.kept.to(device)
+    teacher_overlap["after"] = overlap(kept.to(device))
     figures = validated(state, check)
     summary = {
         "label": job.run.label, "student": description.student.name, "steps": state.step,
         "before": before.as_json(), "after": after.as_json(), "unsigned": unsigned.as_json(),
-        "float_probe_score": judge.probe_score, "agreement": agreement,
+        "teacher_neighbour_overlap": teacher_overlap, "float_probe_score": judge.probe_score, "agreement": agreement,
         "compared_rows": len(rows.held_out), "compared_split": rows.held_out_split,
         "improved": after.centred_cosine >= before.centred_cosine, "followed_teacher": task is not None,
         "file_bytes": (job.folder / S8S8).stat().st_size, **figures,
@@ -259,6 +266,12 @@ def _require_agreement(graph: QuantisedGraph, path: Path, rows: CalibrationRows)
             run="--set export.int8_method=ptq",
         )  # fmt: skip
     return agreement
+
+
+def _teacher_overlap(held_out: HeldOut, batch_size: int, device: torch.device, student: nn.Module) -> float:
+    """Return the share of each held-out row's 10 nearest in the teacher's embeddings that ``student`` finds too."""
+    embedding = embed_with_torch(student, held_out.spectrogram[:STRUCTURE_ROWS], batch_size, device, None)
+    return neighbour_overlap(embedding, held_out.embedding[:STRUCTURE_ROWS].to(device))
 
 
 def _check(state: TrainingState, held_out: HeldOut) -> dict[str, float]:

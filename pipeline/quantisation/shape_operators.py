@@ -90,9 +90,9 @@ def _pad(attributes: Attributes, given: Given) -> Tensor:
     before, after = [0] * data.ndim, [0] * data.ndim
     for place, axis in enumerate(axes):
         before[axis], after[axis] = pads[place], pads[place + len(axes)]
-    # torch counts from the last axis, and reflects no more axes than it is given.
+    # torch counts from the last axis, and repeats values along all axes but the first two, or one more.
     changed = [axis for axis in range(data.ndim) if before[axis] or after[axis]]
-    first = min(changed, default=data.ndim - 1)
+    first = min([*changed, max(data.ndim - 1, 0) if data.ndim < 3 else 2])
     flat = [n for axis in range(data.ndim - 1, first - 1, -1) for n in (before[axis], after[axis])]
     if mode != "constant":
         return F.pad(data, flat, mode=_PAD_MODES[mode])

@@ -8,16 +8,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import numpy_helper
+from torch import nn
 
 from pipeline import artifact
 from pipeline.config import ExportConfig
-from pipeline.deploy.calibration import CalibrationRows, read_rows
-from pipeline.deploy.calibration_draw import ClusterDraw
+from pipeline.deploy.calibration import CalibrationRows
 from pipeline.deploy.int8_graph import calibrate, write_quantised
 from pipeline.deploy.metadata import ExportMetadata
 from pipeline.deploy.onnx_export import export_student
-from pipeline.store.reader import StoreReader
-from pipeline.students.normalised import NormalisedStudent
 from pipeline.students.saved import SavedStudent
 
 # The float graph as the exporter writes it, the same with batch norms folded, and its calibrated int8 form.
@@ -25,20 +23,9 @@ FLOAT, PREPARED, INT8 = "start_fp32.onnx", "start_prepared.onnx", "start_s8s8.on
 AGREEMENT_ROWS = 64
 
 
-def rows_of(reader: StoreReader, config: ExportConfig) -> CalibrationRows:
-    """Return the rows that calibrate the start and judge the result, as ``ossicle export`` reads them."""
-    draw = None
-    if config.calibration_draw != "stored":
-        nearest = config.calibration_draw == "cluster_nearest"
-        draw = ClusterDraw(config.calibration_clusters, nearest, config.calibration_seed)
-    return read_rows(
-        reader, calibration=config.calibration_clips, draw=draw, label_column=config.probe_column
-    )
-
-
 def graph(
     folder: Path,
-    student: NormalisedStudent,
+    student: nn.Module,
     description: SavedStudent,
     rows: CalibrationRows,
     config: ExportConfig,
@@ -49,7 +36,7 @@ def graph(
 
     Args:
         folder: gets ``start_fp32.onnx``, ``start_prepared.onnx`` and ``start_s8s8.onnx``, the last one last.
-        student: in evaluation mode; description: of it.
+        student: in evaluation mode, with its classifier where ``export.classifier`` asks; description: of it.
         rows: set the ranges.
         config: ``[export]``: operator set, which operators are quantised and how they are calibrated.
     """
