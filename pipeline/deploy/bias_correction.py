@@ -57,8 +57,9 @@ def correct(
         write_quantised(found, quantised, "s8s8", ops, keep_float, int16=int16)
         trial = onnx.load(str(quantised))
         for node in correctable:
-            tensor = node.output[0]
-            error = _channel_means(quantised, rows, [tensor])[tensor] - targets[tensor]
+            # An activation behind the layer is folded into its Q/DQ, and its tensor's name becomes the layer's.
+            given = next(n for n in trial.graph.node if n.name == node.name).output[0]
+            error = _channel_means(quantised, rows, [given])[given] - targets[node.output[0]]
             _add_to_float_bias(model.graph, node, -error)
             _add_to_int32_bias(trial.graph, node.name, -error)
             onnx.save(trial, str(quantised))

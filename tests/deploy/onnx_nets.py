@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-MELS, FRAMES = 8, 12
+MELS, FRAMES = 16, 12
 
 
 def rows(number: int, seed: int = 0, scale: float = 1.0) -> np.ndarray:

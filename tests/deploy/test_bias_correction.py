@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import pytest
 
 from pipeline.config import ExportConfig
 from pipeline.deploy.bias_correction import correct
@@ -15,15 +17,18 @@ from tests.deploy import onnx_nets
 LIMIT = 0.5
 
 
-def test_mean_errors_go_and_the_float_file_says_the_same_as_the_int8_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ops", ["conv_matmul", "all"])
+def test_mean_errors_go_and_nothing_but_biases_changes(
+    tmp_path: Path, ops: Literal["all", "conv_matmul"]
+) -> None:
     inputs = onnx_nets.rows(64)
     fp32 = onnx_nets.chain(tmp_path / "fp32.onnx", outlier=60.0)
     calibrated = calibrate(fp32, tmp_path, inputs, ExportConfig())
     plain, mended = tmp_path / "plain_s8s8.onnx", tmp_path / "mended_s8s8.onnx"
-    write_quantised(calibrated, plain, "s8s8", "conv_matmul")
+    write_quantised(calibrated, plain, "s8s8", ops)
     before = onnx_nets.weights(calibrated.model)
-    corrected = correct(calibrated, tmp_path, inputs, ops="conv_matmul")
-    write_quantised(corrected, mended, "s8s8", "conv_matmul")
+    corrected = correct(calibrated, tmp_path, inputs, ops=ops)
+    write_quantised(corrected, mended, "s8s8", ops)
     want = embed_rows(fp32, inputs)
     errors = [np.abs((embed_rows(path, inputs) - want).mean(axis=0)) for path in (plain, mended)]
     step = np.ptp(want) / 255
