@@ -45,7 +45,7 @@ def write_frontend(config: LogMelConstants, *, about: Iterable[str] = ()) -> Wri
         )  # fmt: skip
     steps = radices(n_fft // 2)
     tables = [
-        array("float32", "ossicle_window", padded_window(config)),
+        array("float32", "ossicle_analysis_window", padded_window(config)),
         array("float32", "ossicle_cosines", np.cos(angles(np.arange(n_fft + n_fft // 4), n_fft))),
     ]
     sizes = n_fft + n_fft + n_fft // 4

@@ -144,7 +144,7 @@ static inline int ossicle_log_mel(const float *samples, int count, float *log_me
             if (at >= count) at = 2 * (count - 1) - at;
 #endif
             float sample = at < 0 || at >= count ? 0.0f : (samples[at] - mean) * gain;
-            ossicle_fft_data[0][i] = sample * ossicle_window[i];
+            ossicle_fft_data[0][i] = sample * ossicle_analysis_window[i];
         }
         ossicle_frame(log_mel + frame * OSSICLE_MELS);
     }
@@ -170,7 +170,7 @@ static inline int ossicle_stream_sample(ossicle_stream *stream, float sample, fl
     }
     stream->heard[stream->filled++] = sample;
     if (stream->filled < OSSICLE_N_FFT) return 0;
-    for (int i = 0; i < OSSICLE_N_FFT; i++) ossicle_fft_data[0][i] = stream->heard[i] * ossicle_window[i];
+    for (int i = 0; i < OSSICLE_N_FFT; i++) ossicle_fft_data[0][i] = stream->heard[i] * ossicle_analysis_window[i];
     ossicle_frame(log_mel);
     stream->filled = OSSICLE_HOP < OSSICLE_N_FFT ? OSSICLE_N_FFT - OSSICLE_HOP : 0;
     stream->skip = OSSICLE_HOP > OSSICLE_N_FFT ? OSSICLE_HOP - OSSICLE_N_FFT : 0;
