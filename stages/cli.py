@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stages import model_commands
+from stages import model_commands, prototype_commands
 from stages.console import console as _console
 from stages.store_commands import store_app
 from stages.student_commands import students_app
@@ -249,6 +249,7 @@ def report(recipe: RecipeArgument = "demo", set_: SetOption = None) -> None:
 
 
 model_commands.register(app)
+prototype_commands.register(app)
 
 
 @app.command()
