@@ -80,7 +80,9 @@ def run(
         "window_seconds": recipe.embed.window_seconds,
         "benchmark": bench.model_dump(mode="json", include={"latency_runs", "latency_seconds", "arm_cpus"}),
         "arm": arm, "machine": latency.processor()["name"], "store": store, "teacher": teacher, "code": 1,
-        "models": [[one.label, _file_of(one.cost), _file_of(one.frontend_cost)] for one in models],
+        "models": [
+            [one.label, one.licence, one.hears, _file_of(one.cost), _file_of(one.frontend_cost)] for one in models
+        ],
     }  # fmt: skip
     inputs = {f"task:{task.task.name}": task.digest() for task in tasks}
     inputs |= {f"model:{number}": one.model.source for number, one in enumerate(models)}

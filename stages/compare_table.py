@@ -12,19 +12,18 @@ from rich.table import Table
 
 ABSENT = "-"
 PROBES = {"knn": "k-NN", "linear": "linear"}
-WIDTH = 260
 
 
 @dataclass(frozen=True)
 class Plain:
-    """Headings and rows of text; the first two columns are words, the others numbers."""
+    """One row a figure, one column a model: ``headings`` begin with the word for figures."""
 
     headings: list[str]
     rows: list[list[str]]
 
 
 def plain(record: dict[str, Any]) -> Plain:
-    """Return one row a model: scores with intervals, differences to the first model, agreement, cost.
+    """Return scores with intervals, differences to the first model, agreement and cost, a column a model.
 
     Costs are of one window: of a forward pass, times the passes that the window takes.
     """
@@ -32,25 +31,29 @@ def plain(record: dict[str, Any]) -> Plain:
     cpus = sorted({cpu for cost in record["costs"].values() for cpu in cost.get("arm") or {}})
     with_store, tasks = record["store"] is not None, [task["name"] for task in record["tasks"]]
     with_teacher = [task for task in tasks if any(row["task"] == task for row in record["structure"])]
+    with_retention = any(row["retention"] is not None for row in record["scores"])
     headings = ["model", "hears"]
     for task, probe in columns:
-        headings += [f"{task} {PROBES[probe]} % [95 %]", "less the first [95 %]"]
-    headings += [f"{task} overlap" for task in with_teacher]
-    headings += ["store overlap"] * with_store
-    headings += ["parameters", "M MACs", "KB", "int8 MACs", "peak KB", "x86 p50 ms", "frontend ms"]
-    headings += [f"{cpu.removeprefix('cortex-').upper()} M instr." for cpu in cpus]
-    rows = []
+        headings += [f"{task} {PROBES[probe]}, % [95 %]", "  less the first [95 %]"]
+        headings += ["  kept of the teacher's, %"] * with_retention
+    headings += [f"{task} neighbours shared" for task in with_teacher]
+    headings += ["store neighbours shared"] * with_store
+    headings += ["parameters", "M MACs", "KB", "MACs in int8", "peak KB", "x86 p50 ms", "  frontend ms"]
+    headings += [f"{cpu.removeprefix('cortex-').upper()} M instructions" for cpu in cpus]
+    columns_of_models = []
     for model in record["models"]:
         key, cells = model["key"], [model["label"], model["hears"]]
         for task, probe in columns:
             cells += [_score(record, key, task, probe), _difference(record, key, task, probe)]
+            cells += [_number(_row(record, key, task, probe)["retention"], 0.01, ".1f")] * with_retention
         for task in with_teacher:
             found = [r for r in record["structure"] if (r["task"], r["model"]) == (task, key)]
             cells.append(f"{found[0]['neighbour_overlap']:.3f}" if found else ABSENT)
         if with_store:
             cells.append(_number(record["store"]["overlap"].get(key), 1, ".3f"))
-        rows.append(cells + _cost_cells(record, key, cpus))
-    return Plain(headings, rows)
+        columns_of_models.append(cells + _cost_cells(record, key, cpus))
+    whole = [list(row) for row in zip(headings, *columns_of_models, strict=True)]
+    return Plain(["", *whole[0][1:]], whole[1:])
 
 
 def text(record: dict[str, Any]) -> str:
@@ -58,11 +61,11 @@ def text(record: dict[str, Any]) -> str:
     shown = plain(record)
     table = Table(title=title(record), title_justify="left", box=box.SIMPLE_HEAD)
     for number, heading in enumerate(shown.headings):
-        table.add_column(heading, justify="left" if number < 2 else "right")
+        table.add_column(heading, justify="right" if number else "left", no_wrap=not number, min_width=20)
     for row in shown.rows:
         table.add_row(*row)
     stream = io.StringIO()
-    Console(file=stream, width=WIDTH).print(table)
+    Console(file=stream, width=24 + 34 * len(shown.headings)).print(table)
     return stream.getvalue().rstrip()
 
 
@@ -74,18 +77,9 @@ def title(record: dict[str, Any]) -> str:
 
 
 def notes(record: dict[str, Any]) -> list[str]:
-    """Return lines below the table: what the differences decide, and every figure that was not measured."""
+    """Return lines below the table: passes of a window, and every figure that was not measured."""
     labels = {model["key"]: model["label"] for model in record["models"]}
     found = []
-    for row in record["differences"]:
-        if row["reference"] == record["baseline"]:
-            verdict = "open: the interval holds 0"
-            if row["decided"]:
-                verdict = "better" if row["difference"] > 0 else "worse"
-            found.append(
-                f"{row['task']} {PROBES[row['probe']]}: {labels[row['model']]} against "
-                f"{labels[row['reference']]}: {verdict}"
-            )
     for key, cost in record["costs"].items():
         if cost.get("passes", 1) > 1:
             found.append(f"{labels[key]}: a window takes {cost['passes']} passes of {cost['input_shape']}")
@@ -107,8 +101,15 @@ def _score_columns(record: dict[str, Any]) -> list[tuple[str, str]]:
     return list(dict.fromkeys((row["task"], row["probe"]) for row in record["scores"]))
 
 
+def _row(record: dict[str, Any], key: str, task: str, probe: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(
+        row for row in record["scores"] if (row["model"], row["task"], row["probe"]) == (key, task, probe)
+    )
+    return found
+
+
 def _score(record: dict[str, Any], key: str, task: str, probe: str) -> str:
-    row = next(r for r in record["scores"] if (r["model"], r["task"], r["probe"]) == (key, task, probe))
+    row = _row(record, key, task, probe)
     shown = f"{100 * row['score']:.1f}"
     if row["low"] is not None:
         shown += f" [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
@@ -122,7 +123,7 @@ def _difference(record: dict[str, Any], key: str, task: str, probe: str) -> str:
             shown = f"{100 * row['difference']:+.1f}"
             if row["low"] is not None:
                 shown += f" [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
-            return shown
+            return f"{shown}*" if row["decided"] else shown
     return ABSENT
 
 
