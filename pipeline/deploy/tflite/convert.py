@@ -30,7 +30,7 @@ class Converted:
         operators: how many of each TFLite operator.
         float_nodes: ONNX nodes that compute in float.
         input: what int8 inputs stand for; None where the file takes float32.
-        output: the same of its results; known where they are int8 before a last step to float32.
+        output: the same of its first result; known where that is int8 before a last step to float32.
     """
 
     content: bytes
@@ -46,7 +46,7 @@ def convert(
     """Return ``model`` as a TFLite file.
 
     Args:
-        model: one input and one output of fixed shapes, operators of the default domain, activations quantised to
+        model: one input, of a fixed shape, operators of the default domain, activations quantised to
             signed 8 bit where they are (Q/DQ); shapes and axes are constants.
         ends: what the file takes and gives: float32 as the ONNX file does, or, for processors without float,
             the int8 tensors inside (the input is then read by one QuantizeLinear, and a DequantizeLinear gives
@@ -78,31 +78,40 @@ def convert(
                 expected=", ".join(sorted(HANDLERS)),
                 run="another --to, or a student without this operator",
             )
-    target = model.graph.output[0].name
-    if target not in graph.values:
-        raise ConversionError(f"the graph's output {target!r} is made by no node")
-    last = graph.plain(graph.values[target])
-    integers = last.quantisation
-    if ends == "float32":
-        last = graph.real(last)
-    elif integers is None:
-        raise ConversionError(f"the graph's output {target!r} is not quantised", expected="int8")
+    outputs = {output.name: _output(graph, output.name, ends) for output in model.graph.output}
+    first = graph.values[model.graph.output[0].name]
     properties = {p.key: p.value for p in model.metadata_props}
     content = graph.writer.pack(
-        {source: value.index}, {target: last.index}, {METADATA: json.dumps(properties)} if properties else {}
+        {source: value.index},
+        {name: output.index for name, output in outputs.items()},
+        {METADATA: json.dumps(properties)} if properties else {},
     )
     return Converted(
-        content, graph.writer.operators(), tuple(graph.float_nodes), value.quantisation, integers
+        content,
+        graph.writer.operators(),
+        tuple(graph.float_nodes),
+        value.quantisation,
+        first.quantisation,
     )
+
+
+def _output(graph: Graph, name: str, ends: EndTypes) -> Value:
+    if name not in graph.values:
+        raise ConversionError(f"the graph's output {name!r} is made by no node")
+    last = graph.plain(graph.values[name])
+    if ends == "float32":
+        return graph.real(last)
+    if last.quantisation is None:
+        raise ConversionError(f"the graph's output {name!r} is not quantised", expected="int8")
+    return last
 
 
 def _input(graph: Graph, ends: EndTypes) -> tuple[str, Value]:
     known = {initializer.name for initializer in graph.onnx.initializer}
     inputs = [given for given in graph.onnx.input if given.name not in known]
-    if len(inputs) != 1 or len(graph.onnx.output) != 1:
+    if len(inputs) != 1:
         raise ConversionError(
-            "a TFLite file is written of a graph of one input and one output",
-            got=f"{[i.name for i in inputs]} to {[o.name for o in graph.onnx.output]}",
+            "a TFLite file is written of a graph of one input", got=", ".join(i.name for i in inputs)
         )
     source = inputs[0]
     shape = tuple(int(d.dim_value) for d in source.type.tensor_type.shape.dim)
