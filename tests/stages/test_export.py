@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from pipeline import artifact
 from pipeline.config import Recipe, StudentConfig
+from pipeline.deploy import metadata as metadata_props
 from pipeline.errors import ConfigError, MissingArtifactError
 from pipeline.recipe import Run
 from pipeline.students.normalised import NormalisedStudent
@@ -102,3 +104,20 @@ def test_nothing_trained_and_wrong_names_are_told(recipe: Recipe) -> None:
     with pytest.raises(ConfigError, match="no run is called") as wrong:
         run(recipe, "distiled")
     assert "distilled" in str(wrong.value.expected)
+
+
+def test_rows_by_cluster_weights_alone_and_what_to_ship_are_in_the_folder(recipe: Recipe) -> None:
+    settings = {"calibration_draw": "cluster_nearest", "calibration_clusters": 2, "weight_only_bits": (4,)}
+    drawn = recipe.model_copy(update={"export": recipe.export.model_copy(update=settings)})
+    train(recipe, "distilled", 0)
+    folder, _ = run(drawn, "distilled")
+    assert {path.name for path in folder.iterdir()} == FILES | {"student_w4.onnx"}
+    report = json.loads((folder / "parity.json").read_text())
+    assert report["student_w4"]["file_bytes"] == (folder / "student_w4.onnx").stat().st_size
+    assert set(report["student_s8s8"]["by_length"]) == {"12", "41", "96"}
+    assert "2 clusters" in metadata_props.read(folder / "student_s8s8.onnx")["calibration_draw"]
+    kept = report["student_s8s8"]
+    faithful = kept["centred_cosine"] >= 0.99 and kept["neighbour_overlap"] >= 0.97
+    assert report["shipping"]["ship"] == {"file_bytes": "s8s8" if faithful else "fp32"}
+    assert artifact.read(folder).summary["ship"] == report["shipping"]["ship"]
+    assert folder != locations.export_folder(Run("distilled", 0, recipe)), "another draw is another export"
