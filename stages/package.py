@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,11 @@ import pandas
 from rich.console import Console
 
 from pipeline.config import LogMelConfig
-from pipeline.deploy.bundle import FP32, S8S8
+from pipeline.deploy.bundle import FP32, PARITY
 from pipeline.deploy.package import archive, content, hub
 from pipeline.deploy.package.facts import Facts, Model, Score, absent_figures, datasets_of
 from pipeline.deploy.package.licences import OTHER, hub_licence
+from pipeline.deploy.shipping import BY_SIZE, FileFigures, Limits, decide
 from pipeline.errors import MissingArtifactError
 from pipeline.store.location import Place, at
 from pipeline.store.schema import CLIPS_FILE, read_meta
@@ -23,6 +26,8 @@ from pipeline.students.saved import SavedStudent, read_description
 from stages import locations, run_records
 from stages.run_records import RunRecords
 
+# Of the emulated processors the one that small boards have now.
+TARGET_CPU = "cortex-a76"
 OWN = "the packager's own; no teacher's licence applies"
 
 
@@ -103,7 +108,6 @@ def gather(records: RunRecords, *, store: Place | None = None, licence: str | No
         costs=tuple(costs),
         labels=None if classes is None else tuple(classes),
         licence=_licence(saved, licence),
-        c_example=content.ONNXRUNTIME,
         missing=absent_figures(models, scores, costs),
     )
 
@@ -124,21 +128,42 @@ def _window_seconds(place: Place, frontend: LogMelConfig) -> float:
 
 
 def _ship(records: RunRecords, costs: list[dict[str, Any]]) -> tuple[str, str]:
-    """Return the file to ship and why."""
-    int8 = records.export.summary.get("int8")
-    if int8 is None:
-        return FP32, "it was not exported in int8"
-    if not int8["target_met"]:
-        return (
-            FP32,
-            f"int8 keeps a centred cosine of {int8['centred_cosine']:.4f} alone, less than was asked for",
-        )
-    by_file = {cost["file"]: cost.get("arm") or {} for cost in costs}
-    for cpu in sorted(by_file.get(FP32, {}), reverse=True):
-        counted = [by_file.get(name, {}).get(cpu, {}).get("instructions") for name in (S8S8, FP32)]
-        if None not in counted and counted[0] >= counted[1]:
-            return FP32, f"int8 executes {counted[0] / counted[1]:.2f} x its instructions on {cpu}"
-    return S8S8, f"its centred cosine to float32 is {int8['centred_cosine']:.4f}, in fewer bytes"
+    """Return the file to ship and why: the export's figures, and executed instructions where they were counted."""
+    folder = records.export.folder
+    parity = json.loads((folder / PARITY).read_text(encoding="utf-8"))
+    counted = {
+        cost["file"]: {cpu: float(found["instructions"]) for cpu, found in (cost.get("arm") or {}).items()}
+        for cost in costs
+    }
+    files = [FileFigures("fp32", (folder / FP32).stat().st_size, counted.get(FP32, {}))]
+    for stem, found in parity.items():
+        path = folder / f"{stem}.onnx"
+        precision = stem.removeprefix("student_")
+        # u8s8 is for timing on x86; a stream is another program, with its state in and out.
+        if path.is_file() and "centred_cosine" in found and precision not in ("u8s8", "fp32"):
+            files.append(
+                FileFigures(
+                    precision, path.stat().st_size, counted.get(path.name, {}), found["centred_cosine"],
+                    found.get("neighbour_overlap"), found.get("probe_drop"),
+                )
+            )  # fmt: skip
+    if len(files) == 1:
+        return FP32, "nothing else was exported"
+    settings = records.export.config.get("export", {})
+    limits = Limits(min_cosine=settings.get("int8_min_cosine", Limits.min_cosine))
+    if settings.get("int8_max_overlap_loss") is not None:
+        limits = replace(limits, min_overlap=1 - settings["int8_max_overlap_loss"])
+    verdict = decide(files, limits)
+    by = next((cpu for cpu in (TARGET_CPU, *sorted(verdict.ship)) if cpu in verdict.ship), BY_SIZE)
+    shipped = next(one for one in files if one.precision == verdict.ship[by])
+    what = "bytes" if by == BY_SIZE else f"executed instructions on an emulated {by}"
+    if shipped.precision == "fp32":
+        why = "; ".join(f"{name}: {', '.join(lines)}" for name, lines in verdict.reasons.items() if lines)
+        return FP32, why or f"no other file has fewer {what}"
+    return f"student_{shipped.precision}.onnx", (
+        f"of the files that keep float32's geometry it has the fewest {what}; its centred cosine to float32 is "
+        f"{shipped.centred_cosine:.4f}"
+    )
 
 
 def _score(row: dict[str, Any], models: tuple[Model, ...]) -> Score:

@@ -111,6 +111,31 @@ def test_python_in_a_fresh_environment(packed: Path, wav: Path, expected: np.nda
     assert agrees(got, expected)
 
 
+def test_c_without_any_library_gives_the_int8_files_embedding(
+    packed: Path, alone: list[str], wav: Path, tmp_path: Path
+) -> None:
+    if shutil.which("cc") is None or shutil.which("make") is None:
+        pytest.skip("no C compiler or make")
+    copy = shutil.copytree(packed, tmp_path / "model")
+    command = ["make", "-C", str(copy / "c99"), "CFLAGS=-O1 -g -pedantic -fsanitize=address,undefined"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "-Werror" in done.stdout
+    got = printed(["./embed_wav", str(wav)], copy / "c99")
+    # As the package's own Python says, with signed integers kept on x86: its example would compute some in float.
+    exact = tmp_path / "exact.py"
+    exact.write_text(
+        "import sys, onnxruntime as o; sys.path.insert(0, sys.argv[2]); options = o.SessionOptions()\n"
+        "options.add_session_config_entry('session.qdqisint8allowed', '1'); import embed_wav as e\n"
+        "e.InferenceSession = lambda p: o.InferenceSession(p, options)\nfor v in e.embed(sys.argv[1]): print(*v)\n"
+    )
+    want = printed([*alone, str(exact), str(wav), str(copy)])
+    cosine = (got * want).sum(axis=1) / np.linalg.norm(got, axis=1) / np.linalg.norm(want, axis=1)
+    assert got.shape == want.shape
+    # Two log-mels that differ in the last bit can fall on two sides of an int8 step.
+    assert cosine.min() > 0.9995
+
+
 def test_c_compiles_without_a_warning_and_gives_the_same(
     packed: Path, wav: Path, expected: np.ndarray, tmp_path: Path
 ) -> None:

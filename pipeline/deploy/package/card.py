@@ -14,11 +14,16 @@ LICENCE_FILE = "LICENSES.md"
 ABSENT = "-"
 
 
-def model_card(facts: Facts) -> str:
-    """Return the whole card; every figure in it is one of ``facts``."""
+def model_card(facts: Facts, *, c99: bool) -> str:
+    """Return the whole card; every figure in it is one of ``facts``.
+
+    Args:
+        facts: see there.
+        c99: whether the package holds a C program without any library.
+    """
     sections = [
-        _front_matter(facts), _head(facts), _use(facts), _files(facts), _results(facts), _costs(facts), _data(facts),
-        _teaching(facts), _limits(facts), _missing(facts), _credit(facts),
+        _front_matter(facts), _head(facts), _use(facts, c99), _files(facts), _results(facts), _costs(facts),
+        _data(facts), _teaching(facts), _limits(facts), _missing(facts), _credit(facts),
     ]  # fmt: skip
     return "\n\n".join(section.strip() for section in sections if section.strip()) + "\n"
 
@@ -78,17 +83,17 @@ def _head(facts: Facts) -> str:
     return "\n\n".join(lines)
 
 
-def _use(facts: Facts) -> str:
-    c_lines = {
-        "c99": "cd c && make && ./embed_wav ../SOUND.wav          # C99, no dependency",
-        "onnxruntime": "cd c && make && ./embed_wav ../SOUND.wav          # C99 and ONNX Runtime's C library",
-    }
+def _use(facts: Facts, c99: bool) -> str:
+    c_lines = ["(cd c && make && ./embed_wav ../SOUND.wav)     # C99 and ONNX Runtime's C library"]
+    if c99:
+        c_lines.insert(0, "(cd c99 && make && ./embed_wav ../SOUND.wav)   # C99, int8, no library")
+    programs = "\n".join(c_lines)
     return f"""## Use
 
 ```sh
 pip install numpy onnxruntime
-python embed_wav.py SOUND.wav                          # one line a window
-{c_lines[facts.c_example]}
+python embed_wav.py SOUND.wav                  # one line a window
+{programs}
 ```
 
 `SOUND.wav` is PCM at {facts.saved.frontend.sample_rate_hz:,} Hz. `frontend.onnx` turns samples into log-mel levels,

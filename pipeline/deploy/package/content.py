@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from importlib import resources
 from pathlib import Path
 
-from pipeline.audio.windows import frame_count
 from pipeline.deploy import metadata
 from pipeline.deploy.bundle import FRONTEND
 from pipeline.deploy.package import archive
+from pipeline.deploy.package.c_programs import c99_program, example, onnxruntime_program
 from pipeline.deploy.package.card import LICENCE_FILE, model_card
 from pipeline.deploy.package.facts import Facts, Model
 from pipeline.deploy.package.licences import legal_text
@@ -18,9 +17,7 @@ from pipeline.students.checkpoint_file import DESCRIPTION_FILE, WEIGHTS_FILE
 from pipeline.students.classifier import WEIGHTS_FILE as CLASSIFIER_FILE
 
 CARD, CONSTANTS, LABELS, CODE_LICENCE = "README.md", "frontend.json", "labels.json", "LICENSE-CODE"
-EXAMPLE, C_FOLDER, C_CONSTANTS = "embed_wav.py", "c", "ossicle_model.h"
-C99, ONNXRUNTIME = "c99", "onnxruntime"
-_EXAMPLES = resources.files("pipeline.deploy.package") / "examples"
+EXAMPLE = "embed_wav.py"
 
 
 def student_files(export: Path, ship: str) -> tuple[Model, ...]:
@@ -50,13 +47,12 @@ def student_files(export: Path, ship: str) -> tuple[Model, ...]:
     return tuple(found)
 
 
-def package_files(facts: Facts, export: Path, c_files: dict[str, bytes] | None = None) -> dict[str, bytes]:
+def package_files(facts: Facts, export: Path) -> dict[str, bytes]:
     """Return every file of the package by path, ``SHA256SUMS`` included.
 
     Args:
         facts: what the card says.
         export: folder of ``ossicle export``.
-        c_files: a C program for this very model, by name; None = the one on ONNX Runtime's C library.
     """
     copied = [FRONTEND, WEIGHTS_FILE, DESCRIPTION_FILE, *(model.file for model in facts.models)]
     if facts.labels is not None:
@@ -65,14 +61,13 @@ def package_files(facts: Facts, export: Path, c_files: dict[str, bytes] | None =
     files[CONSTANTS] = _json(constants(facts))
     if facts.labels is not None:
         files[LABELS] = _json(list(facts.labels))
-    files[EXAMPLE] = _example(EXAMPLE)
-    if c_files is None:
-        c_files = {name: _example(name) for name in ("embed_wav.c", "Makefile")}
-        c_files[C_CONSTANTS] = c_constants(facts).encode()
-    files |= {f"{C_FOLDER}/{name}": content for name, content in c_files.items()}
-    files[CODE_LICENCE] = _example(CODE_LICENCE)
+    files[EXAMPLE] = example(EXAMPLE)
+    files |= onnxruntime_program(facts)
+    c99 = c99_program(facts, export)
+    files |= c99 or {}
+    files[CODE_LICENCE] = example(CODE_LICENCE)
     files[LICENCE_FILE] = licences(facts).encode()
-    files[CARD] = model_card(facts).encode()
+    files[CARD] = model_card(facts, c99=c99 is not None).encode()
     return archive.with_sums(files)
 
 
@@ -83,8 +78,8 @@ def constants(facts: Facts) -> dict[str, object]:
         "schema": "ossicle-package/1",
         "sample_rate_hz": frontend.sample_rate_hz,
         "window_seconds": facts.window_seconds,
-        "window_samples": window_samples(facts),
-        "window_frames": frontend.frames(window_samples(facts)),
+        "window_samples": facts.window_samples,
+        "window_frames": frontend.frames(facts.window_samples),
         "frontend": frontend.model_dump(mode="json"),
         "normalisation": {"mean": facts.saved.mean, "std": facts.saved.std, "inside": "the student's files"},
         "embedding_dim": facts.saved.embedding_dim,
@@ -93,29 +88,6 @@ def constants(facts: Facts) -> dict[str, object]:
         "inputs": {"frontend.onnx": "waveform (batch, samples)", "student": "log_mel (batch, 1, mels, time)"},
         "labels": LABELS if facts.labels is not None else None,
     }
-
-
-def window_samples(facts: Facts) -> int:
-    """Return the samples of a window at the frontend's rate."""
-    return frame_count(facts.window_seconds, facts.saved.frontend.sample_rate_hz)
-
-
-def c_constants(facts: Facts) -> str:
-    """Return ``ossicle_model.h``."""
-    return f"""/* Constants of {facts.name}; frontend.json has all of them. */
-#ifndef OSSICLE_MODEL_H
-#define OSSICLE_MODEL_H
-
-#define OSSICLE_MODEL "{facts.shipped.file}"
-#define OSSICLE_SAMPLE_RATE_HZ {facts.saved.frontend.sample_rate_hz}
-#define OSSICLE_WINDOW_SAMPLES {window_samples(facts)}
-#define OSSICLE_EMBEDDING_DIM {facts.saved.embedding_dim}
-
-#define OSSICLE_QUOTED(text) #text
-#define OSSICLE_TEXT(text) OSSICLE_QUOTED(text)
-
-#endif
-"""
 
 
 def licences(facts: Facts) -> str:
@@ -150,10 +122,6 @@ def licences(facts: Facts) -> str:
     if texts:
         lines += ["", "## Texts", "", *(f"- {text}: <{texts[text]}>" for text in sorted(texts))]
     return "\n".join(lines) + "\n"
-
-
-def _example(name: str) -> bytes:
-    return (_EXAMPLES / name).read_bytes()
 
 
 def _json(value: object) -> bytes:

@@ -9,6 +9,7 @@ from typing import Any
 import pandas
 
 from pipeline.artifact import Artifact
+from pipeline.audio.windows import frame_count
 from pipeline.deploy.package.licences import is_non_commercial, parts
 from pipeline.students.saved import SavedStudent
 
@@ -82,7 +83,6 @@ class Facts:
         costs: rows of benchmarks of these very files: ``file``, and the figures of ``benchmark.json``.
         labels: the classes of ``logits``, in order; None without a classifier.
         licence: hub identifier of the weights' licence, and the text it stands for.
-        c_example: which C program is in the package: ``c99`` (no dependency) or ``onnxruntime``.
         missing: one sentence for each figure that was not measured.
     """
 
@@ -98,8 +98,12 @@ class Facts:
     costs: tuple[dict[str, Any], ...]
     labels: tuple[str, ...] | None
     licence: tuple[str, str]
-    c_example: str
     missing: tuple[str, ...] = field(default=())
+
+    @property
+    def window_samples(self) -> int:
+        """Samples of a window at the frontend's rate."""
+        return frame_count(self.window_seconds, self.saved.frontend.sample_rate_hz)
 
     @property
     def shipped(self) -> Model:

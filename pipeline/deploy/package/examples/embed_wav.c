@@ -4,66 +4,13 @@
  *
  * SOUND is 16-bit PCM at OSSICLE_SAMPLE_RATE_HZ, any number of channels; the last window is followed by silence.
  * C99. The constants stand in ossicle_model.h, which was written for this model. */
-#include <stdbool.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
 #include "onnxruntime_c_api.h"
-#include "ossicle_model.h"
+#include "ossicle_wav.h"
 
 static const OrtApi *api;
 
-static void fail(const char *what, const char *why) {
-    fprintf(stderr, "%s: %s\n", what, why);
-    exit(1);
-}
-
 static void check(const char *what, OrtStatus *status) {
     if (status != NULL) fail(what, api->GetErrorMessage(status));
-}
-
-static uint32_t little_endian(const uint8_t *bytes, int count) {
-    uint32_t value = 0;
-    for (int i = 0; i < count; i++) value |= (uint32_t)bytes[i] << (8 * i);
-    return value;
-}
-
-/* Leave FILE at the first sample; return the number of channels and the bytes of sound. */
-static int open_wav(const char *path, FILE *file, uint32_t *sound_bytes) {
-    uint8_t head[12], chunk[8], format[16] = {0};
-    if (fread(head, 1, 12, file) != 12 || memcmp(head, "RIFF", 4) || memcmp(head + 8, "WAVE", 4))
-        fail(path, "no WAV file");
-    while (fread(chunk, 1, 8, file) == 8) {
-        uint32_t size = little_endian(chunk + 4, 4);
-        if (!memcmp(chunk, "data", 4)) {
-            bool pcm = little_endian(format, 2) == 1 || little_endian(format, 2) == 0xFFFE;
-            if (!pcm || little_endian(format + 14, 2) != 16 || little_endian(format + 4, 4) != OSSICLE_SAMPLE_RATE_HZ)
-                fail(path, "expected 16-bit PCM at " OSSICLE_TEXT(OSSICLE_SAMPLE_RATE_HZ) " Hz");
-            *sound_bytes = size;
-            return (int)little_endian(format + 2, 2);
-        }
-        uint32_t read = 0;
-        if (!memcmp(chunk, "fmt ", 4) && size >= 16) read = (uint32_t)fread(format, 1, 16, file);
-        if (fseek(file, (long)(size - read + (size & 1)), SEEK_CUR)) break;
-    }
-    fail(path, "no sound in it");
-    return 0;
-}
-
-/* Fill WINDOW with the mean over channels, silence after the end; return the samples that were there. */
-static size_t read_window(FILE *file, int channels, uint32_t *left, float *window) {
-    size_t frame_bytes = 2 * (size_t)channels, count = 0;
-    uint8_t frame[2 * 64];
-    memset(window, 0, OSSICLE_WINDOW_SAMPLES * sizeof(float));
-    while (count < OSSICLE_WINDOW_SAMPLES && *left >= frame_bytes && fread(frame, 1, frame_bytes, file) == frame_bytes) {
-        double sum = 0.0;
-        for (int c = 0; c < channels; c++) sum += (int16_t)little_endian(frame + 2 * c, 2);
-        window[count++] = (float)(sum / channels / 32768.0);
-        *left -= (uint32_t)frame_bytes;
-    }
-    return count;
 }
 
 static OrtValue *run(OrtSession *session, const char *input, const OrtValue *value, const char *output) {
@@ -78,11 +25,9 @@ int main(int count, char **arguments) {
     api = base->GetApi(ORT_API_VERSION);
     if (api == NULL) fail("ONNX Runtime is older than the header", base->GetVersionString());
 
-    FILE *file = fopen(arguments[1], "rb");
-    if (file == NULL) fail(arguments[1], "cannot be opened");
+    int channels;
     uint32_t left = 0;
-    int channels = open_wav(arguments[1], file, &left);
-    if (channels < 1 || channels > 64) fail(arguments[1], "expected 1 to 64 channels");
+    FILE *file = opened_wav(arguments[1], &channels, &left);
 
     OrtEnv *environment;
     OrtSessionOptions *options;
@@ -107,8 +52,7 @@ int main(int count, char **arguments) {
         OrtValue *levels = run(frontend, "waveform", sound, "log_mel");
         OrtValue *made = run(student, "log_mel", levels, "embedding");
         check("embedding", api->GetTensorMutableData(made, (void **)&embedding));
-        for (int i = 0; i < OSSICLE_EMBEDDING_DIM; i++)
-            printf("%.9g%c", embedding[i], i + 1 < OSSICLE_EMBEDDING_DIM ? ' ' : '\n');
+        print_embedding(embedding);
         api->ReleaseValue(made);
         api->ReleaseValue(levels);
         api->ReleaseValue(sound);
