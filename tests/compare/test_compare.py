@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import io
-import json
 import re
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas
@@ -17,7 +14,7 @@ from rich.console import Console
 
 from pipeline import artifact
 from pipeline.audio.resampling import resample
-from pipeline.config import LogMelConfig, Recipe, canonical_json
+from pipeline.config import Recipe, canonical_json
 from pipeline.errors import ConfigError, MissingArtifactError, OssicleError, WeightsError
 from pipeline.evaluation.window_batch import SAMPLE_RATE_HZ, Windowing, clip_windows
 from pipeline.measure import arm, latency, model_cost
@@ -26,57 +23,8 @@ from pipeline.store.writer import StoreWriter
 from stages import compare
 from stages.compare_models import declared
 from tests.compare import foreign_files
-from tests.evaluation import sounds
+from tests.compare.side_by_side import FRONTEND, WINDOW_SECONDS, call
 from tests.evaluation.onnx_students import onnx_file
-
-FRONTEND = LogMelConfig(mels=16)
-WINDOW_SECONDS = 0.5
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A table of 18 clips of three classes; the number of a clip is the recording it is from."""
-    folder = tmp_path_factory.mktemp("clips")
-    rows = [f"{path},{label},{path[-5]}" for path, label in sounds.write_folder(folder)]
-    (folder / "mine.csv").write_text("path,label,who\n" + "\n".join(rows))
-    return folder / "mine.csv"
-
-
-@pytest.fixture
-def recipe(tmp_path: Path) -> Recipe:
-    return Recipe.model_validate(
-        {
-            "name": "tiny",
-            "paths": {"artifacts": tmp_path / "artifacts"},
-            "embed": {
-                "teacher": {"name": "tiny"},
-                "frontend": {"mels": 16},
-                "window_seconds": WINDOW_SECONDS,
-            },
-            "evaluate": {"bootstrap": 60},
-            "benchmark": {"latency_runs": 10, "latency_seconds": 0.05},
-        }
-    )
-
-
-@pytest.fixture
-def ours(tmp_path: Path) -> str:
-    """The smallest student: the log-mel's mean over time."""
-    return str(onnx_file(tmp_path / "mean.onnx", {"ossicle.frontend": canonical_json(FRONTEND)}))
-
-
-@pytest.fixture
-def theirs(tmp_path: Path) -> str:
-    return str(foreign_files.waveform_model(tmp_path / "bank.onnx"))
-
-
-def call(
-    recipe: Recipe, references: Sequence[str], options: Sequence[str] = (), **more: Any
-) -> tuple[Path, dict[str, Any], str]:
-    text = io.StringIO()
-    given = declared(["sample_rate_hz=16000", *options], more.pop("contract", None))
-    folder = compare.run(recipe, references, console=Console(file=text, width=200), declared=given, **more)
-    return folder, json.loads((folder / compare.RESULT).read_text()), text.getvalue()
 
 
 def test_two_files_stand_side_by_side(recipe: Recipe, ours: str, theirs: str, clips: Path) -> None:
