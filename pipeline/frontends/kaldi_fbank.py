@@ -188,15 +188,15 @@ class KaldiFbank(nn.Module):
         else:
             self._frame_compiled(framed, scratch.padded, passes)
         spectrum = torch.fft.rfft(scratch.padded)
-        if not config.use_power:
-            energies = spectrum.abs()
-        elif passes is None:
-            energies = torch.view_as_real(spectrum).flatten(1).square_()
+        if passes is not None and config.use_power:
+            passes.write_power(torch.view_as_real(spectrum).numpy(), scratch.power.numpy())
+            for energies, weights, mels in scratch.power_products:
+                torch.mm(energies, weights, out=mels)
         else:
-            energies = scratch.power
-            passes.write_power(torch.view_as_real(spectrum).flatten(1).numpy(), energies.numpy())
-        for bins, weights, mels in scratch.products:
-            torch.mm(energies[:, bins], weights, out=mels)
+            pairs = torch.view_as_real(spectrum)
+            values = pairs.flatten(1).square_() if config.use_power else spectrum.abs()
+            for bins, weights, mels in scratch.products:
+                torch.mm(values[:, bins], weights, out=mels)
         torch.log(scratch.mels.clamp_(min=LOG_FLOOR), out=log_mels.view(count, config.mels))
 
     def _frame(self, framed: Tensor, scratch: _Scratch) -> None:
@@ -217,6 +217,7 @@ class KaldiFbank(nn.Module):
     def _frame_compiled(self, framed: Tensor, padded: Tensor, passes: CompiledPasses) -> None:
         """Write the same frames, to the bit, in one pass."""
         shift, (clips, frames, size) = self.config.shift_samples, framed.shape
+        # Torch's mean: another order of the same sum would move the quietest bands by 1e-3.
         means = framed.mean(dim=-1) if self.config.remove_dc_offset else framed.new_zeros(clips, frames)
         # The waveforms that the frames are views of.
         waves = framed.as_strided((clips, (frames - 1) * shift + size), (framed.stride(0), 1)).numpy()
@@ -231,27 +232,31 @@ class KaldiFbank(nn.Module):
         config, like = self.config, self.window
         wide = like.new_empty(0 if is_compiled else count, config.frame_samples + 1)
         mels = like.new_empty(count, config.mels)
-        products = []
-        for number, (bands, bins) in enumerate(self._groups):
-            weights = self.get_buffer(f"weights{number}")
-            if is_compiled and config.use_power:
-                bins, weights = slice(bins.start // 2, bins.stop // 2), weights[::2].contiguous()
-            products.append((bins, weights, mels[:, bands]))
+        power = like.new_empty(count if is_compiled else 0, config.n_fft // 2 + 1)
+        groups = [
+            (bins, self.get_buffer(f"weights{number}"), mels[:, bands])
+            for number, (bands, bins) in enumerate(self._groups)
+        ]
+        halves = [slice(bins.start // 2, bins.stop // 2) for bins, _, _ in groups] if is_compiled else []
         return _Scratch(
             wide=wide,
             before=like.new_empty(max(0, wide.numel() - 1)),
             padded=like.new_zeros(count, config.n_fft),
-            power=like.new_empty(count if is_compiled else 0, config.n_fft // 2 + 1),
+            power=power,
             mels=mels,
-            products=products,
+            products=groups,
+            power_products=[
+                (power[:, half], weights[::2].contiguous(), made)
+                for half, (_, weights, made) in zip(halves, groups, strict=False)
+            ],
         )
 
 
 class _Scratch(NamedTuple):
-    """Arrays that every pass of one size writes anew: making them takes as long as a product.
+    """Arrays that every pass of one size writes anew: making them, and views of them, takes as long as a product.
 
     ``padded`` stays zero behind each frame. ``wide`` and ``before`` serve passes over whole arrays, ``power``
-    the compiled ones.
+    the compiled ones, whose products need no doubled rows.
     """
 
     wide: Tensor
@@ -260,6 +265,7 @@ class _Scratch(NamedTuple):
     power: Tensor
     mels: Tensor
     products: list[tuple[slice, Tensor, Tensor]]
+    power_products: list[tuple[Tensor, Tensor, Tensor]]
 
 
 def _groups(weights: Tensor) -> list[tuple[slice, slice]]:

@@ -63,10 +63,10 @@ def write_frames(
 
 
 def write_power(
-    spectrum: Float32[np.ndarray, "frames pairs"], power: Float32[np.ndarray, "frames bins"]
+    spectrum: Float32[np.ndarray, "frames bins 2"], power: Float32[np.ndarray, "frames bins"]
 ) -> None:
     """Write the squared magnitudes of ``spectrum``, whose real and imaginary parts stand side by side."""
     for frame in range(power.shape[0]):
         for k in range(power.shape[1]):
-            real, imaginary = spectrum[frame, 2 * k], spectrum[frame, 2 * k + 1]
+            real, imaginary = spectrum[frame, k, 0], spectrum[frame, k, 1]
             power[frame, k] = real * real + imaginary * imaginary
