@@ -29,12 +29,7 @@ FIXED = {
     "Tanh": ("TANH", Quantisation((1 / 128,), (0,))),
     "Softmax": ("SOFTMAX", Quantisation((1 / 256,), (-128,))),
 }
-REDUCTIONS = {
-    "ReduceMean": "MEAN",
-    "ReduceMax": "REDUCE_MAX",
-    "ReduceSum": "SUM",
-    "GlobalAveragePool": "MEAN",
-}
+REDUCTIONS = {"ReduceMean": "MEAN", "ReduceMax": "REDUCE_MAX", "ReduceSum": "SUM", "ReduceL2": "SUM"}
 
 
 def symmetric(array: np.ndarray) -> Constant:
@@ -230,16 +225,19 @@ def without(order: Sequence[int], axes: set[int]) -> list[int]:
 
 
 def reduction(graph: Graph, node: onnx.NodeProto) -> None:
-    """Write ReduceMean, ReduceMax and ReduceSum."""
+    """Write ReduceMean, ReduceMax, ReduceSum and, in float, ReduceL2."""
     value, given = graph.value(node, 0), attributes(node)
     rank = len(value.shape)
     listed = graph.known(node, 1, "axes")
     axes = {int(axis) % rank for axis in (range(rank) if listed is None else np.atleast_1d(listed))}
     keep = bool(given.get("keepdims", 1))
+    if node.op_type == "ReduceL2":
+        value = graph.real(value)
+        value = graph.emit("MUL", [value, value], value.shape, order=value.order)
     # The greatest of the integers is the greatest value's: no arithmetic, and no other scale.
     result = value.quantisation if node.op_type == "ReduceMax" else graph.result(node)
-    if result is None:
-        value = graph.real(value)
+    if result is None or value.quantisation is None:
+        result, value = None, graph.real(value)
     stored = sorted(value.axis(axis) for axis in axes)
     shape = [1 if i in stored else n for i, n in enumerate(value.shape) if keep or i not in stored]
     order = value.order if keep else without(value.order, axes)
@@ -250,6 +248,8 @@ def reduction(graph: Graph, node: onnx.NodeProto) -> None:
         REDUCTIONS[node.op_type], [value, graph.integers(stored, "axes")], shape, quantisation=result, order=order,
         name=node.output[0], keepDims=keep,
     )  # fmt: skip
+    if node.op_type == "ReduceL2":
+        made = graph.emit("SQRT", [made], made.shape, order=made.order)
     graph.finish(node, made)
 
 
@@ -318,6 +318,6 @@ def normalisation(graph: Graph, node: onnx.NodeProto) -> None:
 HANDLERS = {
     **dict.fromkeys(BINARY, binary), **dict.fromkeys(UNARY, unary), **dict.fromkeys(FIXED, fixed_range),
     "Reciprocal": reciprocal, "Relu": clip, "Clip": clip, "LeakyRelu": clip, "HardSigmoid": hard_sigmoid,
-    "HardSwish": hard_swish, "ReduceMean": reduction, "ReduceMax": reduction, "ReduceSum": reduction,
+    "HardSwish": hard_swish, **dict.fromkeys(REDUCTIONS, reduction),
     "InstanceNormalization": normalisation, "LayerNormalization": normalisation,
 }  # fmt: skip

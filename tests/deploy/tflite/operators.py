@@ -196,4 +196,5 @@ FLOAT: dict[str, onnx.ModelProto] = {
         [node("GlobalAveragePool", ["x"], "m"), node("Expand", ["m", "to"], "y")], {"to": _ints(1, 6, 3, 2)}
     ),
     "gelu": _one("Gelu"),
+    "norm of the map": _one("ReduceL2", "axes", constants={"axes": _ints(2, 3)}, keepdims=1),
 }

@@ -192,6 +192,21 @@ def test_a_free_shape_and_float_ends_for_integers_are_refused(fp32: Path) -> Non
         convert(at_shape(fp32, FRAMES), ends="int8")
 
 
+def test_hard_swish_stays_one_operator(tmp_path: Path) -> None:
+    """ONNX Runtime takes it apart when it folds constants; a gate of another slope stays what it is."""
+    nodes = [
+        graphs.node("HardSwish", ["x"], "a"),
+        graphs.node("HardSigmoid", ["a"], "g", alpha=0.25, beta=0.5),
+        graphs.node("Mul", ["a", "g"], "y"),
+    ]
+    model = graphs.graph(nodes)
+    fixed = at_shape(graphs.write(model, tmp_path / "model.onnx"), graphs.SHAPE[3])
+    assert [n.op_type for n in fixed.graph.node] == ["Mul", "HardSwish", "HardSigmoid", "Mul"]
+    rows = graphs.inputs(rows=2)
+    got = graphs.run_tflite(convert(fixed).content, rows, reference=True)
+    assert np.abs(got - graphs.run_onnx(model, rows)).max() < 1e-5
+
+
 def test_a_second_output_is_kept_beside_the_first() -> None:
     model = graphs.graph([graphs.node("Relu", ["x"], "y"), graphs.node("Neg", ["y"], "z")])
     model.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, None))
