@@ -19,7 +19,12 @@ from pipeline.config import ExportConfig, LogMelConfig
 from pipeline.deploy import int8, trained_int8
 from pipeline.deploy.calibration import CalibrationRows, rows_for
 from pipeline.deploy.fidelity import Judge
-from pipeline.deploy.frontend_export import FrontendGraph, export_frontend
+from pipeline.deploy.frontend_export import (
+    FrontendBlock,
+    FrontendGraph,
+    export_frontend,
+    export_frontend_stream,
+)
 from pipeline.deploy.metadata import ExportMetadata
 from pipeline.deploy.onnx_export import export_student
 from pipeline.deploy.parity import check_parity, check_runs, log_mel_inputs, waveform_inputs
@@ -34,7 +39,7 @@ from pipeline.students.classifier import WEIGHTS_FILE as CLASSIFIER_FILE
 from pipeline.students.saved import SavedStudent, load_student, read_description
 
 FP32, S8S8, U8S8 = "student_fp32.onnx", "student_s8s8.onnx", "student_u8s8.onnx"
-FRONTEND, PARITY = "frontend.onnx", "parity.json"
+FRONTEND, FRONTEND_STREAM, PARITY = "frontend.onnx", "frontend_stream.onnx", "parity.json"
 
 
 @dataclass(frozen=True)
@@ -125,6 +130,11 @@ def export_run(job: Job) -> dict[str, Any]:
         summary["stream"] = report["student_stream"] = write_streams(
             student, job.folder, rows=rows, inputs=inputs, settings=job.settings, metadata=metadata
         )
+        if not description.frontend.standardise:
+            # Standardisation needs the whole waveform.
+            report["frontend_stream"] = write_frontend_stream(
+                description.frontend, job.folder / FRONTEND_STREAM, job.settings
+            )
     artifact.write_json(job.folder / PARITY, report)
     artifact.finish(job.folder, kind="export", config=job.config, inputs=job.inputs, summary=summary)
     return summary
@@ -190,6 +200,13 @@ def write_frontend(config: LogMelConfig, path: Path, settings: ExportConfig) -> 
     """Write the frontend's file, compare it with torch at other batches and lengths; return the report."""
     export_frontend(config, path, opset=settings.opset)
     graph = FrontendGraph(config).eval()
+    return check_parity(graph, path, waveform_inputs(), tolerance=settings.parity_atol).as_json()
+
+
+def write_frontend_stream(config: LogMelConfig, path: Path, settings: ExportConfig) -> dict[str, Any]:
+    """Write the frontend of a causal student's stream, compare its blocks with torch; return the report."""
+    export_frontend_stream(config, path, opset=settings.opset)
+    graph = FrontendBlock(config).eval()
     return check_parity(graph, path, waveform_inputs(), tolerance=settings.parity_atol).as_json()
 
 

@@ -11,9 +11,12 @@ import pytest
 
 from pipeline.config import LogMelConfig
 from pipeline.deploy import metadata as metadata_props
-from pipeline.deploy.frontend_export import FrontendGraph, export_frontend
+from pipeline.deploy.frontend_export import FrontendGraph, export_frontend, export_frontend_stream
+from pipeline.deploy.frontend_stream import OnnxLogMelStream
 from pipeline.deploy.parity import check_parity, waveform_inputs
 from pipeline.deploy.sessions import open_session, run_session
+from pipeline.errors import AudioError, ConfigError
+from pipeline.frontends.log_mel_numpy import NumpyLogMel
 
 CONFIGS = {
     "students": LogMelConfig(),
@@ -63,3 +66,27 @@ def test_axes_are_named_and_constants_are_inside(exported: tuple[LogMelConfig, P
     assert (graph.input[0].name, shape) == ("waveform", ["batch", "samples"])
     assert graph.output[0].name == "log_mel"
     assert LogMelConfig.model_validate(metadata_props.read(path)["frontend"]) == config
+
+
+def test_no_matrix_of_a_whole_dft_is_inside(exported: tuple[LogMelConfig, Path]) -> None:
+    config, path = exported
+    sizes = [int(np.prod(tensor.dims)) for tensor in onnx.load(str(path)).graph.initializer]
+    assert max(sizes) < config.n_fft * (config.n_fft // 2)
+
+
+def test_the_streams_file_gives_the_whole_signals_frames(
+    exported: tuple[LogMelConfig, Path], tmp_path: Path
+) -> None:
+    config, whole = exported
+    export_frontend_stream(config, tmp_path / "frontend_stream.onnx")
+    waveform = np.random.default_rng(8).standard_normal((2, 9_001)).astype(np.float32) * 0.1
+    stream = OnnxLogMelStream(tmp_path / "frontend_stream.onnx", batch=2)
+    for portion in (97, 4_000):
+        parts = [stream.push(waveform[:, at : at + portion]) for at in range(0, 9_001, portion)]
+        got = np.concatenate([*parts, stream.finish()], axis=2)
+        np.testing.assert_allclose(got, run_session(open_session(whole), waveform)[:, 0], atol=1e-5)
+        np.testing.assert_allclose(got, NumpyLogMel(config)(waveform), atol=1e-4)
+    with pytest.raises(AudioError, match="another stream"):
+        stream.push(waveform[:1])
+    with pytest.raises(ConfigError, match="no frontend of a stream"):
+        OnnxLogMelStream(whole)

@@ -26,6 +26,7 @@ from pipeline.deploy.c.build import (
     student_input,
 )
 from pipeline.deploy.c.frontend import WrittenFrontend, write_frontend
+from pipeline.deploy.c.golden import golden_header
 from pipeline.deploy.c.graph import read
 from pipeline.deploy.c.writer import Written, write
 from pipeline.deploy.parity import centred_cosine
@@ -33,7 +34,8 @@ from pipeline.deploy.sessions import open_session, run_session
 from pipeline.errors import OssicleError, ParityError
 from pipeline.frontends.constants import PlainLogMelConstants
 
-STUDENT_HEADER, FRONTEND_HEADER, EXAMPLE = "ossicle_student.h", "ossicle_frontend.h", "embed.c"
+STUDENT_HEADER, FRONTEND_HEADER, GOLDEN_HEADER = "ossicle_student.h", "ossicle_frontend.h", "ossicle_golden.h"
+EXAMPLE, CHECK = "embed.c", "check.c"
 LEAST_CENTRED_COSINE = 0.999
 EMBEDDING = "embedding"
 
@@ -70,7 +72,7 @@ class Likeness:
 
 
 def write_sources(source: Path, folder: Path, *, max_frames: int) -> Sources:
-    """Write the headers and the example of one int8 file into ``folder``; the kernels' headers beside them.
+    """Write headers, golden vectors, example and check of one int8 file into ``folder``, the kernels beside them.
 
     Args:
         source: ``student_s8s8.onnx`` of an export.
@@ -100,7 +102,9 @@ def write_sources(source: Path, folder: Path, *, max_frames: int) -> Sources:
     folder.mkdir(parents=True, exist_ok=True)
     artifact.write_bytes(folder / STUDENT_HEADER, student.text.encode())
     artifact.write_bytes(folder / FRONTEND_HEADER, frontend.text.encode())
-    for path in (*sorted(INCLUDE.glob("*.h")), SOURCES / EXAMPLE):
+    golden = golden_header(source, config, embedding_scale(source), max_frames=max_frames)
+    artifact.write_bytes(folder / GOLDEN_HEADER, golden.encode())
+    for path in (*sorted(INCLUDE.glob("*.h")), SOURCES / EXAMPLE, SOURCES / CHECK):
         with artifact.replacing(folder / path.name) as temporary:
             shutil.copyfile(path, temporary)
     return Sources(student, frontend)

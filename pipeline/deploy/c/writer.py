@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.deploy.c.program import Program, Step, Tensor, arena, fixed_point
 
 LINE = 110
-C_TYPES = {"int8": "int8_t", "int32": "int32_t", "float32": "float"}
+C_TYPES = {"int8": "int8_t", "int16": "int16_t", "int32": "int32_t", "float32": "float"}
 
 
 @dataclass(frozen=True)
