@@ -128,7 +128,7 @@ def _measure(recipe: Recipe, runs: list[Run], folder: Path, console: Console) ->
     }
     # An older marker must not vouch for new figures if we are stopped between the two files.
     (folder / artifact.MARKER).unlink(missing_ok=True)
-    (folder / benchmark_layers.RESULT).unlink(missing_ok=True)
+    benchmark_layers.remove(folder)
     if breakdown is not None:
         benchmark_layers.write(folder, breakdown)
     artifact.write_json(folder / RESULT, record)

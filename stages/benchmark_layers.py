@@ -67,10 +67,14 @@ def _count(breakdowns: dict[Model, list[Layer]], cpu: str, cache: Path | None) -
                 ]
 
 
+def remove(folder: Path) -> None:
+    """Remove the files of an earlier breakdown."""
+    for left in [folder / RESULT, *folder.glob("layers-*")]:
+        left.unlink(missing_ok=True)
+
+
 def write(folder: Path, record: dict[str, Any]) -> None:
     """Write ``layers.json`` and, of each model, ``layers-NAME.md`` and ``layers-NAME.svg`` (with matplotlib)."""
-    for left in folder.glob("layers-*"):
-        left.unlink()
     for name, entry in record["models"].items():
         breakdown = layers.from_json(entry["layers"])
         safe = re.sub(r"[^A-Za-z0-9_.]+", "-", name)

@@ -25,9 +25,13 @@ def text(
     """Return all tables as text at their own width: figures are never cut to fit a narrow terminal or a log."""
     tables = [table(record, board), memory(record), *(further(one) for one in extra)]
     stream = io.StringIO()
+    console = Console(file=stream, width=WIDTH)
     for one in tables:
-        Console(file=stream, width=WIDTH).print(one)
-    return "\n".join(line.rstrip() for line in stream.getvalue().rstrip().splitlines())
+        # A title within the table would be folded to the table's width.
+        console.print(f"\n {one.title}", markup=False, highlight=False)
+        one.title = None
+        console.print(one)
+    return "\n".join(line.rstrip() for line in stream.getvalue().strip("\n").splitlines())
 
 
 def table(record: dict[str, Any], board: dict[str, Any] | None = None) -> Table:

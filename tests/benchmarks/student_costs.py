@@ -50,6 +50,8 @@ SEED = 0
 TOLERANCE = 0.02
 CALIBRATION_CLIPS = 16
 LEAST_COSINE = 0.999
+# One step of one int8 layer moves an embedding's cosine by far more than the rounding of a last float32 mean does.
+ROUNDING = 1e-9
 UPDATE = "make benchmark-gate-update, and say in the commit why"
 
 
@@ -170,14 +172,16 @@ def violations(name: str, got: dict[str, Any], committed: dict[str, Any]) -> Ite
 
 
 def disagreements(name: str, got: dict[str, Any]) -> Iterator[str]:
-    """Yield one line for each int8 output of ARM that is not x86's: equal for CNNs, cosine 0.999 with attention."""
+    """Yield one line for each int8 output of ARM that is not x86's.
+
+    A CNN's is equal bit by bit, or to float32's rounding where its last layers run in float32 (a mean over time);
+    with attention, whose float32 islands feed int8 layers again, the cosine is 0.999.
+    """
     for cpu, compared in got.get("s8s8", {}).get("arm_equals_x86", {}).items():
-        if compared["equal"]:
-            continue
-        if not MEMBERS[name].has_attention:
-            yield f"{name} s8s8: {cpu} differs from x86 by {compared['max_abs_difference']:.2g}; expected equal bits"
-        elif compared["cosine"] is None or compared["cosine"] < LEAST_COSINE:
-            yield f"{name} s8s8: {cpu} has cosine {compared['cosine']} to x86; expected {LEAST_COSINE}"
+        least = LEAST_COSINE if MEMBERS[name].has_attention else 1 - ROUNDING
+        if not compared["equal"] and (compared["cosine"] is None or compared["cosine"] < least):
+            off = f"cosine {compared['cosine']}, largest difference {compared['max_abs_difference']}"
+            yield f"{name} s8s8: {cpu} differs from x86: {off}; expected a cosine of {least}"
 
 
 def _flat(student: dict[str, Any]) -> Iterator[tuple[str, float]]:
@@ -276,8 +280,11 @@ def markdown(record: dict[str, Any]) -> str:
             pair = [part["instructions"][cpu] for part in (fp32, s8s8)]
             cells += [f"{pair[0] / 1e6:.2f} / {pair[1] / 1e6:.2f}", f"{pair[1] / pair[0]:.2f}"]
         compared = s8s8["arm_equals_x86"].values()
+        apart = max(1 - c["cosine"] for c in compared)
         equal = all(c["equal"] for c in compared)
-        cells.append("bits" if equal else f"cosine {min(c['cosine'] for c in compared):.5f}")
+        cells.append(
+            "equal bits" if equal else "float32 rounding" if apart <= ROUNDING else f"cosine {1 - apart:.5f}"
+        )
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -331,7 +338,8 @@ def _gate(names: Collection[str], *, update: bool) -> int:
     record = measured(names)
     wrong = [line for name in names for line in disagreements(name, record["students"][name])]
     if update:
-        kept = before["students"] if not changed else {}
+        # Read again: another process may have measured other students in the meantime.
+        kept = committed()["students"] if COMMITTED.is_file() and not changed else {}
         together = {**kept, **record["students"]}
         record["students"] = {name: together[name] for name in MEMBERS if name in together}
         write_json(COMMITTED, record)

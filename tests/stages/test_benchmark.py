@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ from rich.console import Console
 from pipeline import recipe as recipes
 from pipeline.config import Recipe, StudentConfig
 from pipeline.errors import MeasurementError, MissingArtifactError, MissingDependencyError
-from pipeline.measure import arm, arm_root, extra_tables
+from pipeline.measure import arm, arm_layers, arm_root, extra_tables
 from pipeline.students.registry import build_student
-from stages import benchmark, locations
+from stages import benchmark, benchmark_layers, locations
 from tests.measure import graphs
 from tests.stages import benchmark_recipe
 
@@ -23,6 +24,14 @@ from tests.stages import benchmark_recipe
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
     return benchmark_recipe.make(tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def without_arm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Recipe, dict[str, Any], str]]:
+    """A recipe benchmarked once without ARM, its record and what was printed, for tests that only read."""
+    with pytest.MonkeyPatch.context() as patch:
+        made = _without_arm(benchmark_recipe.make(tmp_path_factory.mktemp("benchmark"), patch))
+        yield made, *_run(made)
 
 
 def _run(recipe: Recipe, **options: Any) -> tuple[dict[str, Any], str]:
@@ -35,8 +44,10 @@ def _without_arm(recipe: Recipe) -> Recipe:
     return recipes.change(recipe, {"benchmark.arm": False})
 
 
-def test_every_precision_has_a_row_beside_teacher_and_frontend(recipe: Recipe) -> None:
-    record, printed = _run(_without_arm(recipe))
+def test_every_precision_has_a_row_beside_teacher_and_frontend(
+    without_arm: tuple[Recipe, dict[str, Any], str],
+) -> None:
+    recipe, record, printed = without_arm
     students = [(r["model"], r["precision"], r["headline"]) for r in record["rows"] if r["kind"] == "student"]
     assert students == [(m, p, m == "big") for m in ("big", "small") for p in ("fp32", "s8s8", "u8s8")]
     assert [r["kind"] for r in record["rows"] if r["kind"] != "student"] == ["frontend", "teacher"]
@@ -55,8 +66,8 @@ def test_every_precision_has_a_row_beside_teacher_and_frontend(recipe: Recipe) -
     assert "energy not measured" in printed
 
 
-def test_memory_is_a_table_of_its_own(recipe: Recipe) -> None:
-    record, printed = _run(_without_arm(recipe))
+def test_memory_is_a_table_of_its_own(without_arm: tuple[Recipe, dict[str, Any], str]) -> None:
+    _, record, printed = without_arm
     rows = {(r["model"], r["precision"]): r for r in record["rows"]}
     fp32, int8 = rows["big", "fp32"], rows["big", "s8s8"]
     assert fp32["weight_bytes"] == 4 * graphs.CHANNELS * 9 * (1 + graphs.CHANNELS)
@@ -70,8 +81,8 @@ def test_memory_is_a_table_of_its_own(recipe: Recipe) -> None:
     assert max(len(line) for line in printed.splitlines() if "ms p50" in line) < 160
 
 
-def test_layers_stand_beside_the_figures(recipe: Recipe) -> None:
-    _run(_without_arm(recipe))
+def test_layers_stand_beside_the_figures(without_arm: tuple[Recipe, dict[str, Any], str]) -> None:
+    recipe = without_arm[0]
     folder = locations.benchmark_folder(recipe)
     record = json.loads((folder / "layers.json").read_text(encoding="utf-8"))
     assert record["cpu"] is None
@@ -80,13 +91,12 @@ def test_layers_stand_beside_the_figures(recipe: Recipe) -> None:
     assert sum(layer["macs"] for layer in found) == graphs.MACS
     assert "QLinearConv" in (folder / "layers-big-s8s8.md").read_text(encoding="utf-8")
     assert (folder / "layers-big-s8s8.svg").read_bytes().startswith(b"<?xml")
-    _run(recipes.change(_without_arm(recipe), {"benchmark.layers": False}))
+    benchmark_layers.remove(folder)
     assert list(folder.glob("layers*")) == []
 
 
-def test_other_stages_rows_are_shown_with_their_kind(recipe: Recipe) -> None:
-    plain = _without_arm(recipe)
-    record, _ = _run(plain)
+def test_other_stages_rows_are_shown_with_their_kind(without_arm: tuple[Recipe, dict[str, Any], str]) -> None:
+    plain, record, _ = without_arm
     rows = [
         {"model": "big", "cycles": 943_648, "export_digest": record["rows"][0]["export_digest"]},
         {"model": "gone", "cycles": 1, "export_digest": "0" * 64},
@@ -107,6 +117,9 @@ def test_other_stages_rows_are_shown_with_their_kind(recipe: Recipe) -> None:
 def test_a_second_run_reuses_and_a_changed_setting_does_not(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    recipe = recipes.change(
+        recipe, {"runs": {"big": recipe.runs["big"].model_dump()}, "benchmark.layers": False}
+    )
     first, _ = _run(_without_arm(recipe))
 
     def refuse(*_: object, **__: object) -> None:
@@ -152,7 +165,13 @@ def test_counts_and_failures_of_arm_stand_in_their_rows(
         many = 4_000_000 if "s8s8" in model.name else 1_000_000
         return arm.ArmCount(cpu, many, 1, 0, 2, 3, 0, 0.0, 5, comparison)
 
+    def count_layers(model: Path, value: object, cpu: str, *, cache: Path | None) -> arm_layers.LayerCounts:
+        if "s8s8" in model.name:
+            raise MeasurementError("the profile's nodes do not fit", got="7")
+        return arm_layers.LayerCounts(cpu, tuple(range(1_000, 1_100)), 0, 28, 5)
+
     monkeypatch.setattr(arm, "count", count)
+    monkeypatch.setattr(arm_layers, "count", count_layers)
     monkeypatch.setattr(arm_root, "prepare", lambda cache=None: arm_root.ArmRoot(Path(), {"host": ["qemu"]}))
     monkeypatch.setattr(arm_root, "is_ready", lambda cache=None: True)
     record, printed = _run(recipe)
@@ -162,6 +181,12 @@ def test_counts_and_failures_of_arm_stand_in_their_rows(
     assert "did not finish" in rows["log-mel frontend", "fp32"]["not_measured"]["arm cortex-a76"]
     assert "small on cortex-a76: int8 executes 4.00 x the instructions of float32: ship float32" in printed
     assert record["arm"]["packages"] == {"host": ["qemu"]}
+    assert record["arm"]["processors"]["cortex-a76"]["part"] == "0xd0b"
+    layers = json.loads((locations.benchmark_folder(recipe) / "layers.json").read_text(encoding="utf-8"))
+    assert layers["cpu"] == "cortex-a76"
+    assert [entry["instructions"] for entry in layers["models"]["big fp32"]["layers"]][:2] == [1_000, 1_001]
+    assert {entry["instructions"] for entry in layers["models"]["big s8s8"]["layers"]} == {None}
+    assert "do not fit" in rows["big", "s8s8"]["not_measured"]["layers cortex-a76"]
 
 
 def test_real_counts_where_qemu_can_be_had(recipe: Recipe) -> None:
@@ -175,6 +200,9 @@ def test_real_counts_where_qemu_can_be_had(recipe: Recipe) -> None:
             assert row["arm"]["cortex-a76"]["comparison"]["equal"]
             assert row["arm"]["cortex-a76"]["instructions"] > graphs.MACS / 16
     assert "bit-equal" in printed
+    layers = json.loads((locations.benchmark_folder(recipe) / "layers.json").read_text(encoding="utf-8"))
+    counted = {entry["op"]: entry["instructions"] for entry in layers["models"]["big s8s8"]["layers"]}
+    assert counted["QLinearConv"] > counted["Flatten"] >= 0
 
 
 def test_nothing_exported_names_the_command(
