@@ -69,10 +69,12 @@ def run(
     target = to if to is not None else records.root / "package" / facts.name
     if not archive.is_archive(target):
         archive.check_replaceable(target)
-    files = content.package_files(facts, records.export.folder)
+    files, why_no_c99 = content.package_files(facts, records.export.folder)
     archive.write(files, target, facts.name)
     total = sum(map(len, files.values()))
     console.print(f"package: {target}: {len(files)} files, {total / 1024:,.0f} KB; ship {facts.shipped.file}")
+    if why_no_c99:
+        console.print(f"package: no C program without ONNX Runtime: {why_no_c99}", markup=False)
     if facts.non_commercial:
         console.print(
             f"package: NON-COMMERCIAL: made from {'; '.join(facts.non_commercial)}", style="bold red"

@@ -85,7 +85,7 @@ def make(root: Path, *, teacher: TeacherCredit | None = TEACHER, measured: bool 
     )
     if measured:
         _write_scores(root, artifact.read(folder).digest, export)
-        _write_costs(root, export)
+        write_costs(root, export)
     return folder
 
 
@@ -116,14 +116,15 @@ def _write_scores(root: Path, run_digest: str, export: Path) -> None:
     artifact.finish(folder, kind="evaluation", config={}, inputs={})
 
 
-def _write_costs(root: Path, export: Path) -> None:
+def write_costs(root: Path, export: Path, float_factor: float = 2.0) -> None:
+    """Write a benchmark in which float32 costs ``float_factor`` of what int8 costs."""
     rows = []
-    for precision, factor in (("fp32", 2), ("s8s8", 1)):
+    for precision, factor in (("fp32", float_factor), ("s8s8", 1.0)):
         path = export / f"student_{precision}.onnx"
         rows.append({
             "file_sha256": artifact.file_digest(path), "precision": precision, "parameters": 4321, "macs": 7_654_321,
             "int8_mac_share": 0.97, "peak_activation_bytes": 20_480, "x86": {"p50_ms": P50_MS * factor},
-            "arm": {"cortex-a76": {"instructions": INSTRUCTIONS * factor}},
+            "arm": {"cortex-a76": {"instructions": round(INSTRUCTIONS * factor)}},
         })  # fmt: skip
     folder = root / "benchmark" / "tiny"
     artifact.write_json(folder / "benchmark.json", {"rows": rows, "machine": {"name": "Some CPU"}})

@@ -164,6 +164,22 @@ def test_what_was_not_measured_is_said(trained: Path, tmp_path: Path) -> None:
     assert "metrics" not in head
 
 
+def test_an_int8_file_that_costs_more_is_not_shipped(trained: Path, tmp_path: Path) -> None:
+    root, made = tmp_path / "artifacts", trained.parents[1]
+    root.mkdir()
+    for kind in ("run", "store", "export"):
+        (root / kind).symlink_to(made / kind)
+    made_run.write_costs(root, made / "export" / "distilled-seed0-89ab", float_factor=0.8)
+    target, printed = call(root / "run" / trained.name, to=tmp_path / "model")
+    assert "ship student_fp32.onnx" in printed
+    assert "no C program without ONNX Runtime: it holds int8" in printed
+    assert not (target / "c99").exists()
+    assert json.loads((target / "frontend.json").read_text())["ship"] == "student_fp32.onnx"
+    card = (target / "README.md").read_text()
+    assert "cortex-a76: 1.25 x float32's" in card
+    assert "c99" not in card
+
+
 def test_what_is_missing_has_a_name(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(MissingArtifactError, match="no run is at"):
         call(tmp_path / "nothing")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from importlib import resources
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from pipeline.deploy.c.writer import write
 from pipeline.deploy.package.facts import Facts
 from pipeline.errors import OssicleError
 
-log = logging.getLogger(__name__)
 ONNXRUNTIME, C99 = "c", "c99"
 INT8 = "s8s8"
 _EXAMPLES = resources.files("pipeline.deploy.package") / "examples"
@@ -31,13 +29,13 @@ def onnxruntime_program(facts: Facts) -> dict[str, bytes]:
     return _with_shared(files, ONNXRUNTIME, facts)
 
 
-def c99_program(facts: Facts, export: Path) -> dict[str, bytes] | None:
-    """Return the program that holds the int8 student itself, by path; None where there is none.
+def c99_program(facts: Facts, export: Path) -> tuple[dict[str, bytes], str]:
+    """Return the program that holds the int8 student itself, by path, or nothing and why.
 
     There is one where the S8S8 file is the one to ship and the C kernels know all of its operators.
     """
     if facts.shipped.precision != INT8:
-        return None
+        return {}, f"it holds int8, and {facts.shipped.file} is the file to ship"
     about = [f"{facts.name}: {facts.shipped.file}", f"Licence of the weights: {facts.licence[1]}"]
     if facts.saved.teacher is not None and facts.saved.teacher.citation:
         about.append(f"Teacher: {facts.saved.teacher.citation}")
@@ -46,14 +44,13 @@ def c99_program(facts: Facts, export: Path) -> dict[str, bytes] | None:
         student = write(read(export / facts.shipped.file, max_frames=frames), about=about).text
         frontend = write_frontend(facts.saved.frontend, about=about).text
     except OssicleError as error:
-        log.info("%s has no C99 form: %s", facts.shipped.file, error.problem)
-        return None
+        return {}, error.problem + (f": {error.got}" if error.got is not None else "")
     files = {
         "embed_wav.c": example("embed_wav_c99.c"), "Makefile": example("Makefile.c99"),
         "ossicle_student.h": student.encode(), "ossicle_frontend.h": frontend.encode(),
         **{path.name: path.read_bytes() for path in sorted(INCLUDE.glob("*.h"))},
     }  # fmt: skip
-    return _with_shared(files, C99, facts)
+    return _with_shared(files, C99, facts), ""
 
 
 def constants(facts: Facts) -> str:

@@ -47,8 +47,8 @@ def student_files(export: Path, ship: str) -> tuple[Model, ...]:
     return tuple(found)
 
 
-def package_files(facts: Facts, export: Path) -> dict[str, bytes]:
-    """Return every file of the package by path, ``SHA256SUMS`` included.
+def package_files(facts: Facts, export: Path) -> tuple[dict[str, bytes], str]:
+    """Return every file of the package by path, ``SHA256SUMS`` included; and why it has no C99 program, if so.
 
     Args:
         facts: what the card says.
@@ -63,12 +63,12 @@ def package_files(facts: Facts, export: Path) -> dict[str, bytes]:
         files[LABELS] = _json(list(facts.labels))
     files[EXAMPLE] = example(EXAMPLE)
     files |= onnxruntime_program(facts)
-    c99 = c99_program(facts, export)
-    files |= c99 or {}
+    c99, why_not = c99_program(facts, export)
+    files |= c99
     files[CODE_LICENCE] = example(CODE_LICENCE)
     files[LICENCE_FILE] = licences(facts).encode()
-    files[CARD] = model_card(facts, c99=c99 is not None).encode()
-    return archive.with_sums(files)
+    files[CARD] = model_card(facts, c99=bool(c99)).encode()
+    return archive.with_sums(files), why_not
 
 
 def constants(facts: Facts) -> dict[str, object]:
