@@ -103,13 +103,21 @@ def run_qat(
         return _run(job, on_progress, should_stop)
 
 
-def _run(
-    job: QatJob, on_progress: Callable[[Progress], None], should_stop: Callable[[], bool]
-) -> artifact.Artifact:
+@dataclass(frozen=True)
+class _Given:
+    """What a job trains from: the run's student, the store's rows, and the calibrated graph."""
+
+    student: NormalisedStudent
+    description: SavedStudent
+    reader: StoreReader
+    rows: CalibrationRows
+    held_out: HeldOut
+    template: onnx.ModelProto
+    graph: QuantisedGraph
+
+
+def _given(job: QatJob) -> _Given:
     recipe = job.run.recipe
-    config = train_config(recipe)
-    torch.set_num_threads(config.threads)
-    torch.manual_seed(config.seed)
     description, student = read_description(job.source), load_student(job.source).eval()
     teacher: str | Combination = job.inputs["teacher"]
     if recipe.targets.teachers:
@@ -121,62 +129,88 @@ def _run(
         written = WithClassifier(student, read_classifier(job.source, student.embedding_dim)[0]).eval()
     template, floats = start.graph(job.folder, written, description, rows, recipe.export)
     graph = QuantisedGraph(template, floats)
-    judge = Judge(job.folder / start.FLOAT, rows.held_out, rows.labelled)
-    before = judge.fidelity(job.folder / start.INT8)
-    _require_agreement(graph, job.folder / start.INT8, rows)
+    return _Given(student, description, reader, rows, read_held_out(reader), template, graph)
 
-    training, held_out = usable(reader, "train"), read_held_out(reader)
+
+def _run(
+    job: QatJob, on_progress: Callable[[Progress], None], should_stop: Callable[[], bool]
+) -> artifact.Artifact:
+    config = train_config(job.run.recipe)
+    torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    given = _given(job)
+    judge = Judge(job.folder / start.FLOAT, given.rows.held_out, given.rows.labelled)
+    before = judge.fidelity(job.folder / start.INT8)
+    _require_agreement(given.graph, job.folder / start.INT8, given.rows)
     device = device_of(config.device, "qat.device")
-    embeddings = embed_with_torch(student.to(device), held_out.spectrogram, config.batch_size, device, None)
-    overlap = partial(_teacher_overlap, held_out, config.batch_size, device)
-    teacher_overlap = {"float": overlap(student), "before": overlap(graph.to(device))}
-    task = _task(job, reader, training, student, held_out)
-    settings = recipe.qat
+    overlap = partial(_teacher_overlap, given.held_out, config.batch_size, device)
+    teacher_overlap = {"float": overlap(given.student.to(device)), "before": overlap(given.graph.to(device))}
+
+    state, check = _trained(job, given, config, on_progress, should_stop)
+
+    kept = cast(BesideFloat, state.kept["student"]).graph.cpu().eval()
+    _write(job, given.template, kept, given.description)
+    agreement = _require_agreement(kept, job.folder / S8S8, given.rows)
+    after, unsigned = (judge.fidelity(job.folder / name) for name in (S8S8, U8S8))
+    teacher_overlap["after"] = overlap(kept.to(device))
+    figures = validated(state, check)
+    label, objective = job.run.label, cast(QatObjective, state.kept["objective"])
+    summary = {
+        "label": label, "student": given.description.student.name, "steps": state.step,
+        "before": before.as_json(), "after": after.as_json(), "unsigned": unsigned.as_json(),
+        "teacher_neighbour_overlap": teacher_overlap, "float_probe_score": judge.probe_score,
+        "agreement": agreement, "compared_rows": len(given.rows.held_out),
+        "compared_split": given.rows.held_out_split, "improved": after.centred_cosine >= before.centred_cosine,
+        "followed_teacher": objective.inner is not None, "file_bytes": (job.folder / S8S8).stat().st_size, **figures,
+    }  # fmt: skip
+    summary["collapsed"] = warn_if_collapsed(
+        figures["effective_rank"], min(len(given.held_out.index), STRUCTURE_ROWS),
+        given.description.embedding_dim, label,
+    )  # fmt: skip
+    if not summary["improved"]:
+        log.warning(
+            "%s: training took int8 further from float32: centred cosine %.4f, calibrated alone %.4f; lower "
+            "qat.learning_rate or qat.teacher_weight, or ship --set export.int8_method=ptq",
+            label, after.centred_cosine, before.centred_cosine,
+        )  # fmt: skip
+    return artifact.finish(
+        job.folder, kind="qat", config=job.config, inputs=job.inputs, summary=json.loads(json.dumps(summary))
+    )
+
+
+def _trained(
+    job: QatJob,
+    given: _Given,
+    config: TrainConfig,
+    on_progress: Callable[[Progress], None],
+    should_stop: Callable[[], bool],
+) -> tuple[TrainingState, Callable[[], dict[str, float]]]:
+    """Return the trained state and what validates it."""
+    recipe, settings, reader = job.run.recipe, job.run.recipe.qat, given.reader
+    training, student = usable(reader, "train"), given.student
+    task = _task(job, reader, training, student, given.held_out)
     if task is None and not settings.student_weight:
         raise ConfigError(
             f"{job.run.label} learnt from labels, and qat.student_weight is 0: nothing is followed",
             expected="qat.student_weight above 0", got=0, run="--set qat.student_weight=1",
         )  # fmt: skip
+    device = device_of(config.device, "qat.device")
     objective = QatObjective(
         None if task is None else task.objective, settings.teacher_weight, settings.student_weight,
-        held_out.index, embeddings,
+        given.held_out.index,
+        embed_with_torch(student, given.held_out.spectrogram, config.batch_size, device, None),
     )  # fmt: skip
-    beside = BesideFloat(graph, student.to(device) if objective.student_weight else None)
+    beside = BesideFloat(given.graph, student if settings.student_weight else None)
     state = TrainingState(beside, objective, config, job.work)
-    check = partial(_check, state, held_out)
+    check = partial(_check, state, given.held_out)
     trained = recipe.model_copy(update={"train": config})
+    loader = loader_of(trained, reader, training if task is None else task.rows, Group())
     fit(
-        state, loader_of(trained, reader, training if task is None else task.rows, Group()), job.folder,
-        augment=augmentation(trained, float(student.mean), float(student.std)), validate=check,
-        on_progress=on_progress, should_stop=should_stop, run_name=job.run.label, parameters=parameters_of(recipe),
+        state, loader, job.folder, augment=augmentation(trained, float(student.mean), float(student.std)),
+        validate=check, on_progress=on_progress, should_stop=should_stop, run_name=job.run.label,
+        parameters=parameters_of(recipe),
     )  # fmt: skip
-
-    kept = cast(BesideFloat, state.kept["student"]).graph.cpu().eval()
-    _write(job, template, kept, description)
-    agreement = _require_agreement(kept, job.folder / S8S8, rows)
-    after, unsigned = (judge.fidelity(job.folder / name) for name in (S8S8, U8S8))
-    teacher_overlap["after"] = overlap(kept.to(device))
-    figures = validated(state, check)
-    summary = {
-        "label": job.run.label, "student": description.student.name, "steps": state.step,
-        "before": before.as_json(), "after": after.as_json(), "unsigned": unsigned.as_json(),
-        "teacher_neighbour_overlap": teacher_overlap, "float_probe_score": judge.probe_score, "agreement": agreement,
-        "compared_rows": len(rows.held_out), "compared_split": rows.held_out_split,
-        "improved": after.centred_cosine >= before.centred_cosine, "followed_teacher": task is not None,
-        "file_bytes": (job.folder / S8S8).stat().st_size, **figures,
-    }  # fmt: skip
-    summary["collapsed"] = warn_if_collapsed(
-        figures["effective_rank"], min(len(held_out.index), STRUCTURE_ROWS), description.embedding_dim,
-        job.run.label,
-    )  # fmt: skip
-    if not summary["improved"]:
-        log.warning(
-            "%s: training made int8 worse: centred cosine %.4f, calibrated alone %.4f; lower qat.learning_rate, or "
-            "ship --set export.int8_method=ptq", job.run.label, after.centred_cosine, before.centred_cosine,
-        )  # fmt: skip
-    return artifact.finish(
-        job.folder, kind="qat", config=job.config, inputs=job.inputs, summary=json.loads(json.dumps(summary))
-    )
+    return state, check
 
 
 def train_config(recipe: Recipe) -> TrainConfig:
