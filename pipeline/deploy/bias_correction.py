@@ -7,7 +7,7 @@ its empirical form (their appendix D): layer by layer from the input, each measu
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,26 +45,53 @@ def correct(
     """
     rows = log_mels[:ROWS]
     model = onnx.load(str(calibrated.model))
-    correctable = [node for node in _correctable(model.graph) if node.name not in set(keep_float)]
-    for node in correctable:
-        _give_bias(model.graph, node)
+    nodes = [node for node in _correctable(model.graph) if node.name not in set(keep_float)]
+    for node in nodes:
+        _give_bias(model.graph, node, _channels(model.graph, node))
     corrected = work / "corrected.onnx"
     onnx.save(model, str(corrected))
     found = replace(calibrated, model=corrected)
-    targets = _channel_means(corrected, rows, [node.output[0] for node in correctable])
     with tempfile.TemporaryDirectory(dir=work) as scratch:
         quantised = Path(scratch) / "quantised.onnx"
         write_quantised(found, quantised, "s8s8", ops, keep_float, int16=int16)
-        trial = onnx.load(str(quantised))
-        for node in correctable:
-            # An activation behind the layer is folded into its Q/DQ, and its tensor's name becomes the layer's.
-            given = next(n for n in trial.graph.node if n.name == node.name).output[0]
-            error = _channel_means(quantised, rows, [given])[given] - targets[node.output[0]]
-            _add_to_float_bias(model.graph, node, -error)
-            _add_to_int32_bias(trial.graph, node.name, -error)
-            onnx.save(trial, str(quantised))
+        for node, error in _errors(corrected, nodes, quantised, rows):
+            _add_to_bias(model.graph, node.name, -error)
     onnx.save(model, str(corrected))
     return found
+
+
+def correct_file(fp32: Path, path: Path, log_mels: Float[np.ndarray, "rows 1 mels frames"]) -> None:
+    """Correct the biases of the file at ``path`` in place; its layers have the names that they have in ``fp32``.
+
+    Args:
+        fp32: the float file.
+        path: a file whose weights are quantised, its biases float32 or int32 behind a DequantizeLinear.
+        log_mels: training rows; the first 64 are used.
+    """
+    whole = onnx.load(str(fp32))
+    nodes = _correctable(whole.graph)
+    trial = onnx.load(str(path))
+    by_name = {node.name: node for node in trial.graph.node}
+    for node in nodes:
+        _give_bias(trial.graph, by_name[node.name], _channels(whole.graph, node))
+    onnx.save(trial, str(path))
+    for _ in _errors(fp32, nodes, path, log_mels[:ROWS]):
+        pass
+
+
+def _errors(
+    fp32: Path, nodes: Sequence[onnx.NodeProto], path: Path, rows: np.ndarray
+) -> Iterator[tuple[onnx.NodeProto, np.ndarray]]:
+    """Yield each layer and its mean error by channel, the errors before it taken off the biases of ``path``."""
+    targets = _channel_means(fp32, rows, [node.output[0] for node in nodes])
+    trial = onnx.load(str(path))
+    for node in nodes:
+        # An activation behind the layer is folded into its Q/DQ, and its tensor's name becomes the layer's.
+        given = next(n for n in trial.graph.node if n.name == node.name).output[0]
+        error = _channel_means(path, rows, [given])[given] - targets[node.output[0]]
+        _add_to_bias(trial.graph, node.name, -error)
+        onnx.save(trial, str(path))
+        yield node, error
 
 
 def _correctable(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
@@ -82,12 +109,15 @@ def _correctable(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     ]
 
 
-def _give_bias(graph: onnx.GraphProto, node: onnx.NodeProto) -> None:
-    if len(node.input) > 2 and node.input[2]:
-        return
+def _channels(graph: onnx.GraphProto, node: onnx.NodeProto) -> int:
     weights = next(i for i in graph.initializer if i.name == node.input[1])
     transposed = any(a.name == "transB" and a.i for a in node.attribute)
-    channels = weights.dims[0] if node.op_type == "Conv" or transposed else weights.dims[1]
+    return int(weights.dims[0] if node.op_type == "Conv" or transposed else weights.dims[1])
+
+
+def _give_bias(graph: onnx.GraphProto, node: onnx.NodeProto, channels: int) -> None:
+    if len(node.input) > 2 and node.input[2]:
+        return
     name = f"{node.name}_bias_correction"
     graph.initializer.append(numpy_helper.from_array(np.zeros(channels, np.float32), name))
     del node.input[2:]
@@ -106,14 +136,8 @@ def _channel_means(path: Path, rows: np.ndarray, names: Sequence[str]) -> dict[s
     return sums
 
 
-def _add_to_float_bias(graph: onnx.GraphProto, node: onnx.NodeProto, added: np.ndarray) -> None:
-    tensor = next(i for i in graph.initializer if i.name == node.input[2])
-    bias = numpy_helper.to_array(tensor) + added
-    tensor.CopyFrom(numpy_helper.from_array(bias.astype(np.float32), tensor.name))
-
-
-def _add_to_int32_bias(graph: onnx.GraphProto, name: str, added: np.ndarray) -> None:
-    """Add to the bias of the quantised node called ``name``: int32 codes, or float where it was left so."""
+def _add_to_bias(graph: onnx.GraphProto, name: str, added: np.ndarray) -> None:
+    """Add to the bias of the node called ``name``: float32, or int32 codes behind a DequantizeLinear."""
     node = next(n for n in graph.node if n.name == name)
     constants = {i.name: i for i in graph.initializer}
     if node.input[2] in constants:

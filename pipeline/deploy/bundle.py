@@ -160,7 +160,7 @@ def _weight_only_files(job: Job, rows: CalibrationRows, metadata: ExportMetadata
     for bits in job.settings.weight_only_bits:
         path = job.folder / f"student_w{bits}.onnx"
         found[path.stem] = write_weight_only(
-            job.folder / FP32, path, bits, judge=judge, metadata=metadata
+            job.folder / FP32, path, bits, judge=judge, metadata=metadata, log_mels=rows.calibration
         ).as_json()
     return found
 

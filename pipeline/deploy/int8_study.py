@@ -90,7 +90,7 @@ def run(study: Study, reader: StoreReader, *, done: Done = lambda what: None) ->
         if "methods" in study.parts:
             found["methods"] = _methods(study, reader, judge, work, done)
     if "sizes" in study.parts:
-        found["sizes"] = _sizes(study, judge, done)
+        found["sizes"] = _sizes(study, rows, judge, done)
     return found
 
 
@@ -134,12 +134,15 @@ def _methods(study: Study, reader: StoreReader, judge: Judge, work: Path, done: 
     return found
 
 
-def _sizes(study: Study, judge: Judge, done: Done) -> list[dict[str, Any]]:
+def _sizes(study: Study, rows: CalibrationRows, judge: Judge, done: Done) -> list[dict[str, Any]]:
     metadata = ExportMetadata(frontend=study.frontend)
     found = []
     for bits in WIDTHS:
         path = study.folder / f"student_w{bits}.onnx"
-        found.append(write_weight_only(study.fp32, path, bits, judge=judge, metadata=metadata).as_json())
+        made = write_weight_only(
+            study.fp32, path, bits, judge=judge, metadata=metadata, log_mels=rows.calibration
+        )
+        found.append(made.as_json())
         done(f"weights in {bits} bits")
     return found
 

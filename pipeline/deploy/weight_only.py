@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper, version_converter
 
 from pipeline import artifact
 from pipeline.deploy import metadata as metadata_props
+from pipeline.deploy.bias_correction import correct_file
 from pipeline.deploy.fidelity import Fidelity, Judge
 from pipeline.deploy.layers import CONV_MATMUL
 from pipeline.deploy.metadata import ExportMetadata
@@ -55,13 +56,20 @@ class WeightOnly:
 
 
 def write_weight_only(
-    fp32: Path, path: Path, bits: Bits, *, judge: Judge, metadata: ExportMetadata
+    fp32: Path,
+    path: Path,
+    bits: Bits,
+    *,
+    judge: Judge,
+    metadata: ExportMetadata,
+    log_mels: Float[np.ndarray, "rows 1 mels frames"] | None = None,
 ) -> WeightOnly:
     """Write ``fp32`` with its convolutions' and products' constant weights in ``bits`` bits; judge it.
 
     8 bits: one scale an output channel. 4 bits: one scale for 32 weights of an output channel (all of it where it
     has no more), clipped where that lowers the squared error. Symmetric. ``DequantizeLinear`` gives the float
-    weights when the file is loaded; 4-bit types need opset 21, to which the graph is raised.
+    weights when the file is loaded; 4-bit types need opset 21, to which the graph is raised. With ``log_mels``
+    (training rows) the layers' mean errors on them are taken off their biases.
 
     Raises:
         ParityError: the written file does not run.
@@ -77,6 +85,8 @@ def write_weight_only(
     )
     with artifact.replacing(path) as temporary:
         onnx.save(model, str(temporary))
+        if log_mels is not None:
+            correct_file(fp32, temporary, log_mels)
         metadata_props.embed(temporary, replace(metadata, precision=f"w{bits}").properties())
     return WeightOnly(
         bits, path.stat().st_size, fp32.stat().st_size, quantised, total - quantised, judge.fidelity(path)

@@ -10,9 +10,10 @@ import pytest
 
 from pipeline.config import ExportConfig
 from pipeline.deploy.bias_correction import correct
-from pipeline.deploy.fidelity import embed_rows
+from pipeline.deploy.fidelity import Judge, embed_rows
 from pipeline.deploy.int8_graph import calibrate, write_quantised
-from tests.deploy import onnx_nets
+from pipeline.deploy.weight_only import write_weight_only
+from tests.deploy import onnx_nets, tiny
 
 LIMIT = 0.5
 
@@ -51,3 +52,24 @@ def test_layers_in_float_keep_their_bias(tmp_path: Path) -> None:
     for name in ("second.bias", "third.bias"):
         np.testing.assert_array_equal(before[name], after[name])
     assert not np.array_equal(before["first.bias"], after["first.bias"])
+
+
+def test_a_file_of_small_weights_is_corrected_in_place(tmp_path: Path) -> None:
+    inputs = onnx_nets.rows(64)
+    fp32 = onnx_nets.chain(tmp_path / "fp32.onnx")
+    judge = Judge(fp32, inputs)
+    files = {
+        mended: write_weight_only(
+            fp32, tmp_path / f"{mended}.onnx", 4, judge=judge, metadata=tiny.metadata(),
+            log_mels=inputs if mended else None,
+        )
+        for mended in (False, True)
+    }  # fmt: skip
+    errors = [
+        np.abs((embed_rows(tmp_path / f"{m}.onnx", inputs) - judge.reference).mean(axis=0)) for m in files
+    ]
+    assert errors[1].max() < 1e-4 < errors[0].max()
+    assert files[True].fidelity.centred_cosine > files[False].fidelity.centred_cosine
+    weights = [onnx_nets.weights(tmp_path / f"{m}.onnx") for m in files]
+    changed = {name for name in weights[0] if not np.array_equal(weights[0][name], weights[1][name])}
+    assert changed == {"first.bias", "second.bias", "third.bias", "last.bias"}
