@@ -61,6 +61,13 @@ def run(recipe: Recipe, *, console: Console, only: Sequence[str] = ()) -> Path:
             console.print(
                 f"export: {label}: ship float32: int8 keeps {_kept(quantised)} of it on held-out rows"
             )
+        if "stream" in summary:
+            timing = summary["stream"]["timing"]
+            console.print(
+                f"export: {label} streams: an embedding every {timing['step_ms']:.0f} ms, algorithmic latency "
+                f"{timing['algorithmic_ms']:.0f} to {timing['longest_ms']:.0f} ms, "
+                f"{summary['stream']['state_bytes']:,} bytes carried"
+            )
     first = next((r for r in finished if r.name == recipe.headline), finished[0])
     return jobs[first.label].folder
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,8 +19,8 @@ from pipeline.deploy import stream_graph
 from pipeline.deploy.calibration import CalibrationRows
 from pipeline.deploy.onnx_stream import Carried, OnnxStream
 from pipeline.deploy.sound_stream import SoundStream
-from pipeline.deploy.stream_export import export_stream, timing_of
-from pipeline.deploy.stream_int8 import quantise_stream
+from pipeline.deploy.stream_bundle import write_streams
+from pipeline.deploy.stream_export import timing_of
 from pipeline.errors import ConfigError, MeasurementError
 from pipeline.frontends.log_mel import LogMel
 from pipeline.measure import streaming_cost
@@ -46,26 +47,46 @@ def student() -> NormalisedStudent:
 
 
 @pytest.fixture(scope="module")
-def exported(student: NormalisedStudent, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("int8") / "student_stream_fp32.onnx"
-    export_stream(student, path, metadata=replace(tiny.metadata(), frontend=FRONTEND))
-    return path
+def report(
+    student: NormalisedStudent, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("export")
+    rows = CalibrationRows(tiny.log_mels(40)[:, None], tiny.log_mels(24, seed=1)[:, None], "validation")
+    found = write_streams(
+        student, folder, rows=rows, inputs=[rows.held_out, rows.held_out[:1, :, :, :7]],
+        settings=ExportConfig(int8_min_cosine=0.8), metadata=replace(tiny.metadata(), frontend=FRONTEND),
+    )  # fmt: skip
+    return folder, found
 
 
 @pytest.fixture(scope="module")
-def quantised(exported: Path) -> dict[str, tuple[Path, object]]:
-    rows = CalibrationRows(tiny.log_mels(40)[:, None], tiny.log_mels(24, seed=1)[:, None], "validation")
-    targets = {name: exported.with_name(f"student_stream_{name}.onnx") for name in ("s8s8", "u8s8")}
-    found = quantise_stream(
-        exported, targets, rows=rows, config=ExportConfig(int8_min_cosine=0.8), metadata=replace(
-            tiny.metadata(), frontend=FRONTEND),
-    )  # fmt: skip
-    return {one.precision: (targets[one.precision], one) for one in found}
+def exported(report: tuple[Path, dict[str, Any]]) -> Path:
+    return report[0] / "student_stream_fp32.onnx"
+
+
+@pytest.fixture(scope="module")
+def quantised(report: tuple[Path, dict[str, Any]]) -> dict[str, tuple[Path, dict[str, Any]]]:
+    folder, found = report
+    return {name: (folder / f"student_stream_{name}.onnx", one) for name, one in found["int8"].items()}
+
+
+def test_the_folder_says_how_late_and_how_near(
+    report: tuple[Path, dict[str, Any]], student: NormalisedStudent
+) -> None:
+    folder, found = report
+    assert json.loads((folder / "student_stream.json").read_text(encoding="utf-8")) == json.loads(
+        json.dumps(found)
+    )
+    assert found["parity"]["worst_relative"] <= found["parity"]["tolerance"]
+    assert found["timing"]["algorithmic_ms"] == 32.0 and found["timing"]["longest_ms"] == 172.0
+    assert found["state_bytes"] == OnnxStream(folder / "student_stream_fp32.onnx").state_bytes
+    # Nothing of the whole clip is int8 in this folder: the streams are compared with float alone.
+    assert found["int8"]["s8s8"]["cosine_to_whole"] is None
 
 
 @pytest.mark.parametrize("precision", ["s8s8", "u8s8"])
 def test_int8_follows_float_and_carries_a_past_of_8_bits(
-    precision: str, quantised: dict[str, tuple[Path, object]], exported: Path
+    precision: str, quantised: dict[str, tuple[Path, dict[str, Any]]], exported: Path
 ) -> None:
     path, judged = quantised[precision]
     floats, small = OnnxStream(exported, batch=24), OnnxStream(path, batch=24)
@@ -75,13 +96,13 @@ def test_int8_follows_float_and_carries_a_past_of_8_bits(
     want, got = floats.finish().astype(np.float64), small.finish().astype(np.float64)
     a, b = got - want.mean(axis=0), want - want.mean(axis=0)
     centred = float(((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).mean())
-    assert centred == pytest.approx(judged.centred_cosine, abs=1e-6)  # type: ignore[attr-defined]
+    assert centred == pytest.approx(judged["centred_cosine"], abs=1e-6)
     assert centred >= 0.8
     pasts = [one for one in small.carried if one.name.endswith(".past")]
     others = [one for one in small.carried if not one.name.endswith(".past")]
     kind = "int8" if precision == "s8s8" else "uint8"
     assert {one.dtype for one in others} == {"float32"}
-    assert sum(one.dtype == kind for one in pasts) >= len(pasts) - len(judged.kept_float)  # type: ignore[attr-defined]
+    assert sum(one.dtype == kind for one in pasts) >= len(pasts) - len(judged["kept_float"])
     assert small.state_bytes < 0.6 * floats.state_bytes
     for one in small.carried:
         output = next(o for o in small.session.get_outputs() if o.name == f"{one.name}.next")
@@ -89,7 +110,7 @@ def test_int8_follows_float_and_carries_a_past_of_8_bits(
 
 
 def test_how_frames_are_portioned_does_not_change_an_int8_stream(
-    quantised: dict[str, tuple[Path, object]],
+    quantised: dict[str, tuple[Path, dict[str, Any]]],
 ) -> None:
     path, _ = quantised["s8s8"]
     heard = np.concatenate([tiny.log_mels(1, seed=s) for s in range(4)], axis=2)
@@ -105,7 +126,7 @@ def test_how_frames_are_portioned_does_not_change_an_int8_stream(
 
 
 def test_statistics_compute_in_float_and_convolutions_in_integers(
-    quantised: dict[str, tuple[Path, object]],
+    quantised: dict[str, tuple[Path, dict[str, Any]]],
 ) -> None:
     path, judged = quantised["s8s8"]
     graph = onnx.load(str(path)).graph
@@ -115,7 +136,7 @@ def test_statistics_compute_in_float_and_convolutions_in_integers(
         if node.op_type == "Conv" and makers.get(node.input[0], node).op_type == "DequantizeLinear"
     ]  # fmt: skip
     convolutions = [node for node in graph.node if node.op_type == "Conv"]
-    assert len(small) == len(convolutions) - len(judged.kept_float)  # type: ignore[attr-defined]
+    assert len(small) == len(convolutions) - len(judged["kept_float"])
     for node in graph.node:
         if node.op_type == "MatMul":
             assert all(makers[name].op_type != "DequantizeLinear" for name in node.input if name in makers)
@@ -133,7 +154,7 @@ def test_statistics_compute_in_float_and_convolutions_in_integers(
 
 
 def test_costs_of_a_block_are_torchs_and_the_int8_files_own(
-    student: NormalisedStudent, exported: Path, quantised: dict[str, tuple[Path, object]]
+    student: NormalisedStudent, exported: Path, quantised: dict[str, tuple[Path, dict[str, Any]]]
 ) -> None:
     step = StreamingStep(student, tiny.MELS)
     block = torch.zeros(1, 1, tiny.MELS, step.step_frames)
