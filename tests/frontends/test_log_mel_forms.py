@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from itertools import pairwise
@@ -35,6 +36,8 @@ CONFIGS: dict[str, LogMelConfig] = {
 }
 SEEDS_AND_LENGTHS = ((11, 600), (12, 2_049), (13, 5_000), (14, 16_001))
 PORTIONS = (160, 999)
+# What takes other paths through the C code than the students' constants do.
+SANITISED = ("students", "hop_beyond_fft", "mixed_radix", "bins")
 
 
 def waveform(seed: int, samples: int) -> np.ndarray:
@@ -42,6 +45,12 @@ def waveform(seed: int, samples: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     tone = np.sin(2 * np.pi * rng.uniform(0.01, 0.2) * np.arange(samples))
     return ((rng.standard_normal(samples) + tone) * np.logspace(-0.5, -4.5, samples))[None].astype(np.float32)
+
+
+@functools.cache
+def golden(name: str, seed: int, length: int) -> np.ndarray:
+    """Return the formula's (bands, frames) of one seeded waveform."""
+    return formula(CONFIGS[name], waveform(seed, length)[0])
 
 
 def formula(config: LogMelConfig, samples: np.ndarray) -> np.ndarray:
@@ -88,7 +97,7 @@ def test_torch_and_numpy_agree_with_the_formula_whole_and_streamed(name: str) ->
     torch_form, numpy_form = LogMel(config), NumpyLogMel(config)
     for seed, length in SEEDS_AND_LENGTHS:
         samples = waveform(seed, length)
-        want = formula(config, samples[0])
+        want = golden(name, seed, length)
         found = {
             "torch": torch_form(torch.from_numpy(samples))[0].numpy(),
             "numpy": numpy_form(samples)[0],
@@ -113,17 +122,20 @@ def test_c_agrees_with_the_formula_and_its_stream_is_bit_equal(name: str, tmp_pa
     signals = [waveform(seed, length)[0] for seed, length in SEEDS_AND_LENGTHS]
     jobs = [(portion, x) for x in signals for portion in (0, 1, *PORTIONS)]
     written = {}
-    for kind, flags in (("optimised", build.OPTIMISED), ("sanitised", build.SANITISED)):
+    kinds = {"optimised": build.OPTIMISED}
+    if name in SANITISED:
+        kinds["sanitised"] = build.SANITISED
+    for kind, flags in kinds.items():
         source = build.SOURCES / build.FRONTEND_FILTER
         program = build.compile_source(source, tmp_path, tmp_path / kind, flags=flags)
         written[kind] = build.frontend_output(
             build.run_program(program, build.frontend_input(jobs)), config.mels
         )
     for kind, log_mels in written.items():
-        for number, x in enumerate(signals):
+        for number, (seed, length) in enumerate(SEEDS_AND_LENGTHS):
             whole, *streams = log_mels[4 * number : 4 * number + 4]
-            assert whole is not None and whole.shape == (config.mels, config.frames(len(x)))
-            np.testing.assert_allclose(whole, formula(config, x), atol=ATOL, rtol=0, err_msg=kind)
+            assert whole is not None and whole.shape == (config.mels, config.frames(length))
+            np.testing.assert_allclose(whole, golden(name, seed, length), atol=ATOL, rtol=0, err_msg=kind)
             for stream in streams:
                 np.testing.assert_array_equal(stream, whole, err_msg=f"{kind} stream")
 
@@ -155,10 +167,9 @@ def test_what_is_exported_agrees_with_the_formula(name: str) -> None:
         with torch.no_grad():
             padded = frontend._padded(torch.from_numpy(samples))
             got = frontend.exported(padded)[0].numpy()
-        # Before the logarithm: bands relative to their scale.
-        want = formula(LogMelConfig.model_validate({**config.model_dump(), "log": "ln"}), samples[0])
-        level = np.log(np.maximum(got, config.log_floor) + config.log_offset)
-        np.testing.assert_allclose(level, want, atol=ATOL, rtol=0)
+        level = np.maximum(got, config.log_floor) + config.log_offset
+        level = np.log(level) if config.log == "ln" else np.log10(level)
+        np.testing.assert_allclose(level, golden(name, seed, length), atol=ATOL, rtol=0)
 
 
 @pytest.mark.parametrize(

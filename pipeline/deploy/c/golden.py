@@ -23,7 +23,8 @@ def golden_signal(config: LogMelConstants, frames: int) -> np.ndarray:
     tones = np.sin(2 * np.pi * 440.0 * seconds) + np.sin(2 * np.pi * 0.3 * config.sample_rate_hz * seconds)
     noise = np.random.default_rng(SEED).standard_normal(samples)
     signal = 0.2 * tones * np.exp(-4.0 * seconds / seconds[-1]) + 0.03 * noise
-    return np.clip(np.rint(signal * 32768), -32768, 32767).astype(np.int16)
+    rounded: np.ndarray = np.clip(np.rint(signal * 32768), -32768, 32767).astype(np.int16)
+    return rounded
 
 
 def golden_header(source: Path, config: LogMelConstants, step: float | None, *, max_frames: int) -> str:

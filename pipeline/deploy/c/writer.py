@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.deploy.c.program import Program, Step, Tensor, arena, fixed_point
+from pipeline.errors import ConfigError
 
 LINE = 110
+SMALLEST_POOL_SHIFT = -12
 C_TYPES = {"int8": "int8_t", "int16": "int16_t", "int32": "int32_t", "float32": "float"}
 
 
@@ -287,6 +289,13 @@ class _Writer:
         g, name = step.geometry, f"ossicle_pool{index}"
         numbers = ", ".join(str(v) for v in (*g.kernel, *g.stride, *g.before, int(step.count_padding)))
         multiplier, shift = fixed_point(step.reads[0].scale / step.writes.scale)
+        if shift < SMALLEST_POOL_SHIFT:
+            raise ConfigError(
+                "the scales around a mean pool lie too far apart for 64 bits",
+                expected=f"a ratio above 2**{SMALLEST_POOL_SHIFT}",
+                got=step.reads[0].scale / step.writes.scale,
+                run="ossicle export with more calibration clips",
+            )
         self.data.append(
             f"static const ossicle_window {name} = {{{numbers}, {step.reads[0].zero}, {{{multiplier}, {shift}}}, "
             f"{{{step.writes.zero}, {step.low}, {step.high}}}}};\n"
