@@ -61,7 +61,7 @@ def at_shape(path: Path, frames: int) -> onnx.ModelProto:
 
 
 def _join_hard_swish(graph: onnx.GraphProto) -> None:
-    """Write x * HardSigmoid(x), into which ONNX Runtime takes HardSwish apart, as HardSwish again: one table on NPUs."""
+    """Write x * HardSigmoid(x), which ONNX Runtime makes of HardSwish, as HardSwish again: one table on NPUs."""
     gates = {n.output[0]: n for n in graph.node if n.op_type == "HardSigmoid"}
     readers = Counter(name for n in graph.node for name in n.input)
     for product in [n for n in graph.node if n.op_type == "Mul"]:
