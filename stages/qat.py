@@ -13,6 +13,7 @@ from pipeline import artifact
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError, MissingArtifactError, TrainingError
 from pipeline.quantisation.job import QatJob
+from pipeline.ranks import Rank
 from pipeline.recipe import Run
 from pipeline.store.commits import read_marker
 from pipeline.training.pool import Outcome, limit_of, train_all
@@ -35,11 +36,17 @@ def run(recipe: Recipe, *, console: Console, only: Sequence[str] = ()) -> Path:
         The run's folder, or the folder of all where there are several.
 
     Raises:
-        ConfigError: ``only`` names no run.
+        ConfigError: ``only`` names no run; or a launcher started several processes.
         MissingArtifactError: none of the chosen runs is trained yet.
         TrainingError: a run failed; the others were trained all the same.
         KeyboardInterrupt: stopped; every run has its checkpoint.
     """
+    rank = Rank.of_environment()
+    if rank.world > 1:
+        raise ConfigError(
+            "ossicle qat trains each run in one process", expected="1 process", got=f"{rank.world} processes",
+            run=f"ossicle qat {recipe.name}, without a launcher",
+        )  # fmt: skip
     jobs = [_job(run) for run in _trained(recipe, only, console)]
     done = [job for job in jobs if artifact.is_finished(job.folder, job.work)]
     outcomes = {job.run.label: Outcome("done", artifact.read(job.folder).summary) for job in done}

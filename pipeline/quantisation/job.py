@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import artifact
-from pipeline.config import Recipe, TrainConfig
+from pipeline.config import AugmentConfig, Recipe, TrainConfig
 from pipeline.deploy import metadata as metadata_props
 from pipeline.deploy.bundle import S8S8, U8S8, metadata_of
 from pipeline.deploy.bundle import Job as ExportJob
@@ -203,7 +203,7 @@ def _trained(
     beside = BesideFloat(given.graph, student if settings.student_weight else None)
     state = TrainingState(beside, objective, config, job.work)
     check = partial(_check, state, given.held_out)
-    trained = recipe.model_copy(update={"train": config})
+    trained = recipe.model_copy(update={"train": config, "augment": augment_config(recipe)})
     loader = loader_of(trained, reader, training if task is None else task.rows, Group())
     fit(
         state, loader, job.folder, augment=augmentation(trained, float(student.mean), float(student.std)),
@@ -237,6 +237,13 @@ def train_config(recipe: Recipe) -> TrainConfig:
         **kept, **changes, **unmoved, **own, "amp": "off", "compile": "off",
         "learning_rate_shares": {"student.graph.log_steps": config.step_learning_rate_share},
     })  # fmt: skip
+
+
+def augment_config(recipe: Recipe) -> AugmentConfig:
+    """Return ``[augment]``, or of it only which target an augmented view has where ``qat.augment`` is none."""
+    if recipe.qat.augment == "none":
+        return AugmentConfig(view_target=recipe.augment.view_target)
+    return recipe.augment
 
 
 def _task(

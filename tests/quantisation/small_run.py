@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ def trained_run(folder: Path, **changes: Any) -> SmallRun:
     return SmallRun(recipe, store, folder / "run")
 
 
-def stretch(run: Path, layers: tuple[str, str], factors: torch.Tensor) -> None:
+def stretch(run: Path, layers: tuple[str, str], spread: float) -> None:
     """Multiply the channels of one convolution and divide the next one's by the same: the same network in float.
 
     With ReLUs between, no embedding changes; but one range for a whole tensor now has to hold channels of very
@@ -57,11 +58,13 @@ def stretch(run: Path, layers: tuple[str, str], factors: torch.Tensor) -> None:
     Args:
         run: folder of a finished run.
         layers: state names of the batch norm that follows the first convolution, and of the second's weight.
-        factors: ``(channels,)``, positive.
+        spread: the largest factor over the smallest.
     """
     student, description = load_student(run), read_description(run)
     state = student.state_dict()
     norm, weight = layers
+    channels, half = len(state[f"{norm}.weight"]), math.log10(spread) / 2
+    factors = torch.logspace(-half, half, channels)
     state[f"{norm}.weight"] *= factors
     state[f"{norm}.bias"] *= factors
     state[weight] /= factors.reshape(1, -1, 1, 1)
