@@ -3,6 +3,7 @@
     make benchmark-gate                                      every student, exit 1 past 2 %
     make benchmark-gate-update                               measure anew and write student_costs.json
     python -m tests.benchmarks.student_costs --only NAME     one student
+    python -m tests.benchmarks.student_costs --layers --only NAME        what each layer executes
     python -m tests.benchmarks.student_costs --write FOLDER  files, input and x86's outputs, to be timed elsewhere
     python -m tests.benchmarks.student_costs --native FOLDER compare and time those on this processor (arm64.yml)
 
@@ -19,7 +20,7 @@ import sys
 import tempfile
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from pipeline.deploy.calibration import CalibrationRows
 from pipeline.deploy.metadata import ExportMetadata
 from pipeline.deploy.onnx_export import export_student
 from pipeline.errors import OssicleError, near_matches
-from pipeline.measure import arm, arm_root, latency, model_cost
+from pipeline.measure import arm, arm_layers, arm_root, latency, layers, model_cost
 from pipeline.measure.arm_cores import core_name
 from pipeline.measure.complexity import count_macs, parameter_count
 from pipeline.students.checker import Clips, measure_statistics
@@ -263,6 +264,17 @@ def _words(compared: dict[str, Any]) -> str:
     return f"int8 has cosine {compared['cosine']:.5f} to x86"
 
 
+def print_layers(names: Collection[str], cpu: str) -> None:
+    """Print what each operator of the students' files executes on ``cpu``, and every layer below it."""
+    for name in names:
+        with tempfile.TemporaryDirectory(prefix="ossicle-layers-") as scratch:
+            for precision, path in export(name, Path(scratch)).items():
+                found = layers.layers(path, value())
+                counted = arm_layers.count(path, value(), cpu).by_layer
+                found = [replace(layer, instructions=counted[layer.index]) for layer in found]
+                print(layers.markdown(found, f"{name} {precision} on an emulated {cpu}"))
+
+
 def markdown(record: dict[str, Any]) -> str:
     """Return the committed figures as docs/benchmark.md's table."""
     lines = [
@@ -298,6 +310,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--native", type=Path, metavar="FOLDER", help="time what --write wrote on this processor"
     )
+    parser.add_argument(
+        "--layers", action="store_true", help=f"print executed instructions by layer, {CPUS[-1]}"
+    )
     parser.add_argument("--markdown", action="store_true", help="print the committed table of the docs")
     options = parser.parse_args(arguments)
     names = options.only or list(MEMBERS)
@@ -309,6 +324,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(markdown(committed()))
         return 0
     try:
+        if options.layers:
+            print_layers(names, CPUS[-1])
+            return 0
         if options.write:
             write_files(names, options.write)
             return 0

@@ -95,9 +95,17 @@ def running(folder: Path, packages: tuple[str, ...] = ("numpy", "onnxruntime")) 
         server.close()
         asyncio.run_coroutine_threadsafe(server.wait_closed(), loop).result(30)
     finally:
+        asyncio.run_coroutine_threadsafe(_settled(), loop).result(30)
         loop.call_soon_threadsafe(loop.stop)
         thread.join(30)
         loop.close()
+
+
+async def _settled() -> None:
+    """Wait for what still runs, so that no pipe outlives its loop."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    if others:
+        await asyncio.wait(others, timeout=10)
 
 
 async def _run(process: Any, board: FakeBoard, environment: dict[str, str]) -> None:
@@ -110,6 +118,7 @@ async def _run(process: Any, board: FakeBoard, environment: dict[str, str]) -> N
     if board.cut is not None and board.cut in command:
         await asyncio.sleep(0.05)
         process.channel.get_connection().abort()
+        child.stdin.close()
         child.kill()
         await child.communicate()
         return

@@ -40,6 +40,10 @@ def _run(recipe: Recipe, **options: Any) -> tuple[dict[str, Any], str]:
     return json.loads((folder / "benchmark.json").read_text(encoding="utf-8")), stream.getvalue()
 
 
+def _only(recipe: Recipe, name: str) -> Recipe:
+    return recipes.change(recipe, {"runs": {name: recipe.runs[name].model_dump()}, "headline": name})
+
+
 def _without_arm(recipe: Recipe) -> Recipe:
     return recipes.change(recipe, {"benchmark.arm": False})
 
@@ -117,9 +121,7 @@ def test_other_stages_rows_are_shown_with_their_kind(without_arm: tuple[Recipe, 
 def test_a_second_run_reuses_and_a_changed_setting_does_not(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = recipes.change(
-        recipe, {"runs": {"big": recipe.runs["big"].model_dump()}, "benchmark.layers": False}
-    )
+    recipe = recipes.change(_only(recipe, "big"), {"benchmark.layers": False})
     first, _ = _run(_without_arm(recipe))
 
     def refuse(*_: object, **__: object) -> None:
@@ -136,6 +138,8 @@ def test_a_second_run_reuses_and_a_changed_setting_does_not(
 def test_where_arm_cannot_be_emulated_the_rows_say_why(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    recipe = recipes.change(_only(recipe, "small"), {"benchmark.layers": False})
+
     def refuse(cache: Path | None = None) -> None:
         raise MissingDependencyError("cannot build the aarch64 root", got="apt-get is not installed")
 
@@ -174,6 +178,7 @@ def test_counts_and_failures_of_arm_stand_in_their_rows(
     monkeypatch.setattr(arm_layers, "count", count_layers)
     monkeypatch.setattr(arm_root, "prepare", lambda cache=None: arm_root.ArmRoot(Path(), {"host": ["qemu"]}))
     monkeypatch.setattr(arm_root, "is_ready", lambda cache=None: True)
+    recipe = _only(recipe, "small")
     record, printed = _run(recipe)
     rows = {(r["model"], r["precision"]): r for r in record["rows"]}
     assert rows["small", "s8s8"]["arm"]["cortex-a76"]["instructions"] == 4_000_000
@@ -184,9 +189,9 @@ def test_counts_and_failures_of_arm_stand_in_their_rows(
     assert record["arm"]["processors"]["cortex-a76"]["part"] == "0xd0b"
     layers = json.loads((locations.benchmark_folder(recipe) / "layers.json").read_text(encoding="utf-8"))
     assert layers["cpu"] == "cortex-a76"
-    assert [entry["instructions"] for entry in layers["models"]["big fp32"]["layers"]][:2] == [1_000, 1_001]
-    assert {entry["instructions"] for entry in layers["models"]["big s8s8"]["layers"]} == {None}
-    assert "do not fit" in rows["big", "s8s8"]["not_measured"]["layers cortex-a76"]
+    assert [entry["instructions"] for entry in layers["models"]["small fp32"]["layers"]][:2] == [1_000, 1_001]
+    assert {entry["instructions"] for entry in layers["models"]["small s8s8"]["layers"]} == {None}
+    assert "do not fit" in rows["small", "s8s8"]["not_measured"]["layers cortex-a76"]
 
 
 def test_real_counts_where_qemu_can_be_had(recipe: Recipe) -> None:
@@ -194,7 +199,7 @@ def test_real_counts_where_qemu_can_be_had(recipe: Recipe) -> None:
         arm_root.prepare()
     except (MissingDependencyError, MeasurementError) as error:
         pytest.skip(f"no emulated ARM here: {error.problem}: {error.got}")
-    record, printed = _run(recipes.change(recipe, {"runs": {"big": recipe.runs["big"].model_dump()}}))
+    record, printed = _run(_only(recipe, "big"))
     for row in record["rows"]:
         if row["kind"] == "student" and row["precision"] == "s8s8":
             assert row["arm"]["cortex-a76"]["comparison"]["equal"]
