@@ -16,7 +16,6 @@ import onnx
 from jaxtyping import Float
 from onnx import numpy_helper
 
-from pipeline.deploy.calibration import BATCH_ROWS
 from pipeline.deploy.int8_graph import Calibrated, Ops, write_quantised
 from pipeline.deploy.layers import float_outputs
 
@@ -126,14 +125,11 @@ def _give_bias(graph: onnx.GraphProto, node: onnx.NodeProto, channels: int) -> N
 
 def _channel_means(path: Path, rows: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Return each tensor's mean for every channel (axis 1), before any Q/DQ that follows it."""
-    sums: dict[str, np.ndarray] = {}
-    for start in range(0, len(rows), BATCH_ROWS):
-        part = rows[start : start + BATCH_ROWS]
-        for name, value in float_outputs(path, part, tuple(names)).items():
-            axes = tuple(axis for axis in range(value.ndim) if axis != 1)
-            mean = value.mean(axis=axes, dtype=np.float64) * len(part) / len(rows)
-            sums[name] = sums.get(name, 0.0) + mean
-    return sums
+    values = float_outputs(path, rows, tuple(names))
+    return {
+        name: value.mean(axis=tuple(axis for axis in range(value.ndim) if axis != 1), dtype=np.float64)
+        for name, value in values.items()
+    }
 
 
 def _add_to_bias(graph: onnx.GraphProto, name: str, added: np.ndarray) -> None:
