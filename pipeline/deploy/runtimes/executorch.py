@@ -84,7 +84,8 @@ def convert_student(
             "memory_mode": system[1] if system else None,
         }
         artifact.write_json(work / "job.json", job)
-        _run([str(python), str(WORKER), str(work)], work, accelerator or "XNNPACK")
+        # -P: this folder, where a module is called executorch, is not searched for modules.
+        _run([str(python), "-P", str(WORKER), str(work)], work, accelerator or "XNNPACK")
         result: dict[str, Any] = json.loads((work / "result.json").read_text(encoding="utf-8"))
         estimate = None
         if accelerator is not None and len(list((work / "vela").rglob("*_summary_*.csv"))) == 1:
