@@ -241,7 +241,7 @@ class _Reading:
         if np.unique(zero).size != 1:
             raise _unknown(node, "zero points that differ by channel")
         limits, offset = np.iinfo(zero.dtype), int(zero.flat[0])
-        axis = _attributes(node).get("axis", 1) if self._stored[node.input[1]].ndim else None
+        axis = _attributes(node).get("axis", 1) if self._stored[node.input[1]].size > 1 else None
         return Rounding(node.input[1], int(limits.min) - offset, int(limits.max) - offset, axis)
 
     def _check_pair(self, node: onnx.NodeProto) -> None:
@@ -254,14 +254,21 @@ class _Reading:
             self.steps.append(name)
 
     def _is_bias(self, node: onnx.NodeProto) -> bool:
-        return bool(self._stored[node.input[0]].dtype == np.int32)
+        """Whether these are the integers of a multiplying layer's bias; other layers compute theirs in float."""
+        readers = self._readers.get(node.output[0], [])
+        of_layers = any(reader.op_type in MULTIPLYING for reader, _ in readers)
+        return of_layers and bool(self._stored[node.input[0]].dtype == np.int32)
 
     def _float(self, node: onnx.NodeProto) -> np.ndarray:
-        name = node.input[0].removesuffix(STORED_SUFFIX)
-        found = self._floats.get(name)
-        if found is None or found.shape != self._stored[node.input[0]].shape:
-            raise _unknown(node, f"integers of which the float graph has no {name}")
-        return found.astype(np.float32)
+        name, rounded = node.input[0].removesuffix(STORED_SUFFIX), self._dequantised(node)
+        step = float(self._stored[node.input[1]].max())
+        # What several layers share is copied for each of them under its name and a number.
+        digits = len(name) - len(name.rstrip("0123456789"))
+        for candidate in (name[: len(name) - cut] for cut in range(digits + 1)):
+            found = self._floats.get(candidate)
+            if found is not None and found.shape == rounded.shape and np.abs(found - rounded).max() <= step:
+                return found.astype(np.float32)
+        raise _unknown(node, f"integers of which the float graph has no {name}")
 
     def _read_stored(self, node: onnx.NodeProto) -> None:
         """Read a stored tensor: a weight of a multiplying layer is trained, anything else stays."""
@@ -280,7 +287,7 @@ class _Reading:
         integers = self._stored[node.input[0]].astype(np.float32)
         step = self._stored[node.input[1]]
         zero = self._stored[node.input[2]].astype(np.float32) if len(node.input) > 2 else np.float32(0)
-        if step.ndim:
+        if step.size > 1:
             shape = [1] * integers.ndim
             shape[_attributes(node).get("axis", 1)] = -1
             step, zero = step.reshape(shape), np.reshape(zero, shape)

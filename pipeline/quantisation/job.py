@@ -135,7 +135,13 @@ def _given(job: QatJob) -> _Given:
 def _run(
     job: QatJob, on_progress: Callable[[Progress], None], should_stop: Callable[[], bool]
 ) -> artifact.Artifact:
-    config = train_config(job.run.recipe)
+    recipe = job.run.recipe
+    if not recipe.qat.student_weight and not _follows_teacher(recipe):
+        raise ConfigError(
+            f"{job.run.label} learnt from labels, and qat.student_weight is 0: nothing is followed",
+            expected="qat.student_weight above 0", got=0, run="--set qat.student_weight=1",
+        )  # fmt: skip
+    config = train_config(recipe)
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     given = _given(job)
@@ -189,11 +195,6 @@ def _trained(
     recipe, settings, reader = job.run.recipe, job.run.recipe.qat, given.reader
     training, student = usable(reader, "train"), given.student
     task = _task(job, reader, training, student, given.held_out)
-    if task is None and not settings.student_weight:
-        raise ConfigError(
-            f"{job.run.label} learnt from labels, and qat.student_weight is 0: nothing is followed",
-            expected="qat.student_weight above 0", got=0, run="--set qat.student_weight=1",
-        )  # fmt: skip
     device = device_of(config.device, "qat.device")
     objective = QatObjective(
         None if task is None else task.objective, settings.teacher_weight, settings.student_weight,
@@ -246,13 +247,17 @@ def augment_config(recipe: Recipe) -> AugmentConfig:
     return recipe.augment
 
 
+def _follows_teacher(recipe: Recipe) -> bool:
+    labelled = recipe.loss.needs_labels or recipe.targets.compression != "none"
+    return recipe.train.control == "none" and not labelled and recipe.qat.teacher_weight > 0
+
+
 def _task(
     job: QatJob, reader: StoreReader, training: np.ndarray, student: NormalisedStudent, held_out: HeldOut
 ) -> Task | None:
     """Return the run's own objective with its trained heads; None where it learnt from labels, or from nothing."""
     recipe = job.run.recipe
-    labelled = recipe.loss.needs_labels or recipe.targets.compression != "none"
-    if recipe.train.control != "none" or labelled or not recipe.qat.teacher_weight:
+    if not _follows_teacher(recipe):
         return None
     task = prepare_task(recipe, reader, training, student, held_out, job.folder, job.inputs.get("logits"))
     for name, head in task.objective.saved_heads.items():  # type: ignore[operator,union-attr]
