@@ -18,6 +18,7 @@ from pipeline import artifact
 from pipeline.config import ExportConfig, LogMelConfig
 from pipeline.deploy import int8, trained_int8
 from pipeline.deploy.calibration import CalibrationRows, rows_for
+from pipeline.deploy.deploy_form import write_deploy_form
 from pipeline.deploy.fidelity import Judge
 from pipeline.deploy.frontend_export import (
     FrontendBlock,
@@ -39,6 +40,8 @@ from pipeline.students.classifier import WEIGHTS_FILE as CLASSIFIER_FILE
 from pipeline.students.saved import SavedStudent, load_student, read_description
 
 FP32, S8S8, U8S8 = "student_fp32.onnx", "student_s8s8.onnx", "student_u8s8.onnx"
+# What the int8 files were made from, of a student with a deploy form.
+DEPLOY = "student_deploy.onnx"
 FRONTEND, FRONTEND_STREAM, PARITY = "frontend.onnx", "frontend_stream.onnx", "parity.json"
 
 
@@ -115,8 +118,22 @@ def export_run(job: Job) -> dict[str, Any]:
     }
     report |= _weight_only_files(job, rows, metadata)
     if job.settings.int8:
+        source = job.folder / FP32
+        rewritten = None
+        if job.settings.deploy_form and job.trained is None and not job.settings.classifier:
+            rewritten = write_deploy_form(
+                student,
+                job.folder / DEPLOY,
+                inputs,
+                metadata=metadata,
+                opset=job.settings.opset,
+                tolerance=tolerance,
+            )
+        if rewritten is not None:
+            source = job.folder / DEPLOY
+            report["student_deploy"] = rewritten.as_json()
         quantise = int8.quantise if job.trained is None else partial(trained_int8.take, job.trained)
-        found = quantise(job.folder / FP32, job.folder, rows=rows, config=job.settings, metadata=metadata)
+        found = quantise(source, job.folder, rows=rows, config=job.settings, metadata=metadata)
         for quantised in found:
             path = job.folder / f"student_{quantised.precision}.onnx"
             check_runs(path, inputs, embedding_dim=description.embedding_dim)

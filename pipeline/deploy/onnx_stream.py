@@ -13,7 +13,7 @@ from jaxtyping import Float
 from pipeline.deploy.sessions import open_session
 from pipeline.errors import ConfigError
 
-NEXT = ".next"
+OUTPUT, NEXT = "embedding", ".next"
 PROPERTY = "stream"
 
 
@@ -92,6 +92,8 @@ class OnnxStream:
         self.batch = batch
         block = self.session.get_inputs()[0]
         self.input, self.mels = block.name, int(block.shape[2])
+        # By name: a file with a bank of classes behind its embedding has other outputs too.
+        self.outputs = [OUTPUT, *(f"{carried.name}{NEXT}" for carried in self.carried)]
         self.reset()
 
     @property
@@ -147,7 +149,7 @@ class OnnxStream:
 
     def hear(self, block: Float[np.ndarray, "batch mels step_frames"]) -> Float[np.ndarray, "batch dim"]:
         """Hear exactly one block, past what waits; :meth:`push` cuts frames into blocks."""
-        embedding, *state = self.session.run(None, self.feeds(block))
+        embedding, *state = self.session.run(self.outputs, self.feeds(block))
         self._state = dict(zip(self._state, state, strict=True))
         self._last = np.asarray(embedding)
         return self._last
