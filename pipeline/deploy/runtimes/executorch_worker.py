@@ -108,7 +108,8 @@ def lower(module: torch.nn.Module, example: torch.Tensor, partitioner: Any, path
     left = {
         name: int(counts.non_delegated)
         for name, counts in taken.delegation_by_operator.items()
-        if counts.non_delegated
+        # Taking one of a delegate's results is no operator.
+        if counts.non_delegated and name != "getitem"
     }
     program = edge.to_executorch()
     path.write_bytes(program.buffer)
