@@ -1,0 +1,226 @@
+"""Linear and k-NN probes of a task with a development and a test split; strengths chosen on development alone.
+
+Features are standardised with the development rows' mean and deviation. *linear* is logistic regression for classes
+and ridge regression for values; *knn* is the majority or the mean of the k nearest rows (Euclidean, standardised).
+C, alpha or k is the one with the best metric over pooled out-of-fold answers on development, groups kept whole; ties
+go to the smoother. The test rows are answered once, by a probe fitted on all of development.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold
+from sklearn.neighbors import NearestNeighbors
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
+
+from pipeline.errors import OssicleError
+from pipeline.evaluation import metrics
+from pipeline.evaluation.probes import LINEAR, PROBES
+from pipeline.probe_config import ProbeGridConfig
+
+_MAX_ITERATIONS = 2_000
+Truth = Shaped[np.ndarray, " development"]
+Answers = Shaped[np.ndarray, "strengths rows"]
+Solver = Callable[[np.ndarray, np.ndarray, np.ndarray, Sequence[float]], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a probe said of the test rows, with which C, alpha or k, and how that one did on development.
+
+    Attributes:
+        prediction: (test,) labels or values.
+        strength: C, alpha or k.
+        development_score: the metric of its out-of-fold answers.
+        at_edge: the grid's first or last, so that a wider grid may do better.
+    """
+
+    prediction: Shaped[np.ndarray, " test"]
+    strength: float
+    development_score: float
+    at_edge: bool
+
+
+class SplitProbes:
+    """The probes of one embedding on one set of rows; what several targets share is computed once.
+
+    Args:
+        embedding: (rows, dim) frozen.
+        held_out: which rows are the test split.
+        groups: (rows,) what cross-validation keeps whole.
+        grid: strengths and folds.
+        seed: of the folds.
+
+    Raises:
+        OssicleError: an embedding is not finite, or development has fewer groups than folds.
+    """
+
+    def __init__(
+        self,
+        embedding: Float[np.ndarray, "rows dim"],
+        held_out: Bool[np.ndarray, " rows"],
+        groups: np.ndarray,
+        grid: ProbeGridConfig,
+        seed: int = 0,
+    ) -> None:
+        if not np.isfinite(embedding).all():
+            bad = int((~np.isfinite(embedding).all(axis=1)).sum())
+            raise OssicleError("embeddings hold NaN or infinity", got=f"{bad} of {len(embedding)} rows")
+        scaler = StandardScaler().fit(embedding[~held_out].astype(np.float64))
+        self.development: np.ndarray = scaler.transform(embedding[~held_out].astype(np.float64))
+        self.test: np.ndarray = scaler.transform(embedding[held_out].astype(np.float64))
+        self.grid = grid
+        found = groups[~held_out]
+        if len(np.unique(found)) < grid.folds:
+            raise OssicleError(
+                "development has fewer groups than cross-validation has folds", expected=f">= {grid.folds}",
+                got=len(np.unique(found)), run="--set evaluate.grid.folds=2",
+            )  # fmt: skip
+        folds = GroupKFold(grid.folds, shuffle=True, random_state=seed)
+        self.folds: list[tuple[np.ndarray, np.ndarray]] = list(folds.split(self.development, groups=found))
+
+    def answer(self, probe: str, truth: Truth, metric: str) -> Answer:
+        """Return the answers to the test rows.
+
+        Args:
+            probe: ``knn`` or ``linear``.
+            truth: of the development rows: labels or values, as ``metric`` wants.
+            metric: decides among the strengths.
+
+        Raises:
+            OssicleError: nothing to tell apart, or logistic regression does not converge.
+        """
+        if probe not in PROBES:
+            raise OssicleError(f"no probe is called {probe!r}", expected=" or ".join(PROBES), got=probe)
+        if len(np.unique(truth)) < 2:
+            raise OssicleError("all development labels are equal", expected="two or more", got=truth[0])
+        kind = metrics.find(metric).kind
+        with threadpool_limits(limits=1, user_api="blas"):
+            if probe == LINEAR:
+                strengths, out_of_fold, test = self._linear(truth, kind)
+            else:
+                strengths, out_of_fold, test = self._nearest(truth, kind)
+        sign = 1 if metrics.find(metric).higher_is_better else -1
+        scores = [metrics.score(metric, truth, answers) for answers in out_of_fold]
+        # Strengths go from smooth to rough, and the first of equals wins.
+        best = int(np.argmax(sign * np.array(scores)))
+        at_edge = len(strengths) > 1 and best in (0, len(strengths) - 1)
+        return Answer(test([strengths[best]])[0], float(strengths[best]), scores[best], at_edge)
+
+    def _linear(
+        self, truth: Truth, kind: metrics.Kind
+    ) -> tuple[list[float], Answers, Callable[[Sequence[float]], np.ndarray]]:
+        solver: Solver = _logistic if kind == "classes" else ridge
+        strengths = (
+            sorted(self.grid.logistic_c) if kind == "classes" else sorted(self.grid.ridge_alpha, reverse=True)
+        )
+        answers = np.empty(
+            (len(strengths), len(truth)), dtype=truth.dtype if kind == "classes" else np.float64
+        )
+        for train, held_out in self.folds:
+            answers[:, held_out] = solver(
+                self.development[train], truth[train], self.development[held_out], strengths
+            )
+        return strengths, answers, lambda chosen: solver(self.development, truth, self.test, chosen)
+
+    def _nearest(
+        self, truth: Truth, kind: metrics.Kind
+    ) -> tuple[list[float], Answers, Callable[[Sequence[float]], np.ndarray]]:
+        fewest = min(len(train) for train, _ in self.folds)
+        counts = sorted((k for k in set(self.grid.neighbours) if k <= fewest), reverse=True)
+        if not counts:
+            raise OssicleError(
+                "fewer development rows than neighbours", expected=f">= {min(self.grid.neighbours)}", got=fewest,
+                run="--set evaluate.grid.neighbours=[1]",
+            )  # fmt: skip
+        inside, outside = self._neighbours
+        said = [float(k) for k in counts]
+        return (
+            said,
+            vote(truth, inside, counts, kind),
+            lambda chosen: vote(truth, outside, [int(k) for k in chosen], kind),
+        )
+
+    @cached_property
+    def _neighbours(self) -> tuple[Int[np.ndarray, "development k"], Int[np.ndarray, "test k"]]:
+        """Return development rows nearest to each development row (in other folds) and to each test row."""
+        fewest = min(len(train) for train, _ in self.folds)
+        count = max((k for k in self.grid.neighbours if k <= fewest), default=1)
+        inside = np.empty((len(self.development), count), dtype=np.int64)
+        for train, held_out in self.folds:
+            inside[held_out] = train[_search(self.development[train], self.development[held_out], count)]
+        return inside, _search(self.development, self.test, count)
+
+
+def vote(
+    truth: Truth, neighbours: Int[np.ndarray, "rows k"], counts: Sequence[int], kind: metrics.Kind
+) -> Answers:
+    """Return majority (of equals the first in alphabetical order) or mean of the first ``counts`` neighbours."""
+    if kind == "values":
+        cumulative = np.cumsum(truth.astype(np.float64)[neighbours], axis=1)
+        return np.stack([cumulative[:, k - 1] / k for k in counts])
+    classes, numbers = np.unique(truth, return_inverse=True)
+    votes = np.cumsum(np.eye(len(classes), dtype=np.int32)[numbers[neighbours]], axis=1)
+    return np.stack([classes[votes[:, k - 1].argmax(axis=1)] for k in counts])
+
+
+def ridge(
+    train: Float[np.ndarray, "train dim"],
+    truth: Float[np.ndarray, " train"],
+    rows: Float[np.ndarray, "rows dim"],
+    alphas: Sequence[float],
+) -> Float[np.ndarray, "alphas rows"]:
+    """Return ridge regression's answers for every alpha from one eigendecomposition (Hoerl and Kennard, 1970).
+
+    The intercept is not penalised. Equal to fitting each alpha anew, at the price of one.
+    """
+    centre, mean = train.mean(axis=0), float(truth.mean())
+    x, y = train - centre, truth - mean
+    wide = x.shape[1] > x.shape[0]
+    values, vectors = np.linalg.eigh(x @ x.T if wide else x.T @ x)
+    values = np.maximum(values, 0.0)
+    left = (rows - centre) @ (x.T @ vectors if wide else vectors)
+    right = vectors.T @ (y if wide else x.T @ y)
+    return np.stack([left @ (right / (values + alpha)) + mean for alpha in alphas])
+
+
+def _logistic(
+    train: np.ndarray, truth: np.ndarray, rows: np.ndarray, strengths: Sequence[float]
+) -> np.ndarray:
+    """Return logistic regression's answers for every C, each started from the last."""
+    model = LogisticRegression(warm_start=True, max_iter=_MAX_ITERATIONS)
+    answers = []
+    if len(np.unique(truth)) < 2:
+        raise OssicleError(
+            "a fold's training rows are all of one class", got=truth[0], run="--set evaluate.grid.folds=2"
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConvergenceWarning)
+        for strength in strengths:
+            model.set_params(C=strength)
+            try:
+                model.fit(train, truth)
+            except ConvergenceWarning as warning:
+                raise OssicleError(
+                    f"logistic regression did not converge with C = {strength:g}",
+                    got=str(warning).splitlines()[0], run="--set evaluate.grid.logistic_c=[0.0001,0.001,0.01]",
+                ) from warning  # fmt: skip
+            answers.append(model.predict(rows))
+    return np.stack(answers)
+
+
+def _search(rows: np.ndarray, queries: np.ndarray, count: int) -> np.ndarray:
+    index = NearestNeighbors(n_neighbors=count, algorithm="brute", metric="euclidean")
+    found: np.ndarray = index.fit(rows.astype(np.float32)).kneighbors(
+        queries.astype(np.float32), return_distance=False
+    )
+    return found
