@@ -9,6 +9,7 @@ from typing import Any
 from pipeline import artifact
 from pipeline.config import Recipe
 from pipeline.errors import DigestMismatchError, MissingArtifactError
+from pipeline.export_config import DEPLOY_FORMS
 from pipeline.recipe import Run
 from pipeline.run_folder import folder_of
 from pipeline.store import choice, schema
@@ -216,7 +217,10 @@ def qat_folder(run: Run) -> Path:
 
 def export_config(run: Run) -> dict[str, Any]:
     """Return what an export depends on, its run apart."""
-    return {"export": run.recipe.export.counted(), "code": 1}
+    export, code = run.recipe.export, 1
+    if export.int8 and export.deploy_form:
+        code += DEPLOY_FORMS.get(run.recipe.student.name, 0)
+    return {"export": export.counted(), "code": code}
 
 
 def export_inputs(run: Run) -> dict[str, str]:

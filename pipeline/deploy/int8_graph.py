@@ -23,6 +23,7 @@ from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
 from pipeline.config import ExportConfig
 from pipeline.deploy.calibration import BATCH_ROWS, LogMelBatches
 from pipeline.deploy.equalisation import equalise
+from pipeline.deploy.graph_islands import islands
 from pipeline.deploy.layers import ALL_OPS, CONV_MATMUL
 from pipeline.deploy.onnx_export import quiet_exporter
 
@@ -103,6 +104,7 @@ def write_quantised(
     with quiet_exporter():
         model = load_model_with_shape_infer(calibrated.model)
         keep_float, int16 = (_with_activations(model.graph, names) for names in (keep_float, int16))
+        keep_float += [name for name in islands(model.graph) if name not in keep_float]
         overrides = _sixteen_bit(model.graph, operators, keep_float, int16, activation) if int16 else {}
         quantizer = QDQQuantizer(
             model,

@@ -297,6 +297,14 @@ class MicroNet(Student):
             out = self.classifier(out)
         return out.float()
 
+    def deploy_form(self, mels: int, mean: float, std: float) -> nn.Module | None:
+        """Return the network of :mod:`~.micronet_deploy`; a causal one or one with classes has none."""
+        from pipeline.students.micronet_deploy import deploy_form  # it needs this module
+
+        if self.causal is not None or self.classifier is not None:
+            return None
+        return deploy_form(self, mels, mean, std)
+
     def _initialise(self) -> None:
         """Draw the published initialisation: convolutions by fan-out, linear layers with deviation 0.01."""
         for module in self.modules():
