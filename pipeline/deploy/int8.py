@@ -120,11 +120,7 @@ def quantise(
     with tempfile.TemporaryDirectory(prefix="ossicle-int8-") as scratch:
         work = Path(scratch)
         calibrated = calibrate(fp32, work, rows.calibration, config)
-        plan = plan_precision(calibrated, work, rows, fp32, config)
-        if config.bias_correction:
-            calibrated = correct(
-                calibrated, work, rows.calibration, ops=plan.ops, keep_float=plan.keep_float, int16=plan.int16
-            )
+        calibrated, plan = _chosen(calibrated, work, rows, fp32, config)
         judge = Judge(fp32, rows.held_out, rows.labelled)
         found = []
         for precision in PRECISIONS:
@@ -137,6 +133,26 @@ def quantise(
                 )
             found.append(judged(target, precision, plan, rows, judge, fp32, config))
     return found
+
+
+def _chosen(
+    calibrated: Calibrated, work: Path, rows: CalibrationRows, fp32: Path, config: ExportConfig
+) -> tuple[Calibrated, Plan]:
+    """Return the plan and the graph that it is written from, its biases corrected if asked."""
+    if not config.bias_correction:
+        return calibrated, plan_precision(calibrated, work, rows, fp32, config)
+    whole = Plan(ops=config.int8_ops)
+    corrected = correct(calibrated, work, rows.calibration, ops=whole.ops)
+    trial = work / "trial.onnx"
+    write_quantised(corrected, trial, "s8s8", whole.ops)
+    # Where correction alone is enough no layer has to go; the search without it would let some go.
+    if Budget.of(config).met(Judge(fp32, rows.choosing).fidelity(trial)):
+        return corrected, whole
+    plan = plan_precision(calibrated, work, rows, fp32, config)
+    found = correct(
+        calibrated, work, rows.calibration, ops=plan.ops, keep_float=plan.keep_float, int16=plan.int16
+    )
+    return found, plan
 
 
 def plan_precision(
