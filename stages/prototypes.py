@@ -1,6 +1,7 @@
 """``ossicle prototypes``: files in which a device learns classes from a few clips, and how well it does.
 
-The folder holds ``prototypes_<encoder>.onnx``, ``prototypes.json`` (every figure) and ``embeddings/`` (clip vectors).
+The folder holds ``prototypes_<encoder>.onnx`` (of a causal run also ``prototypes_stream_<encoder>.onnx``),
+``prototypes.json`` (every figure) and ``embeddings/`` (clip vectors).
 """
 
 from __future__ import annotations
@@ -160,10 +161,13 @@ def run(
                 "enrol": "p' = (n p + sum of the features taught) / (n + how many); give the class of each window",
             }  # fmt: skip
             names = [*kept, *([""] * options.slots)] if not options.neighbours else kept
-            write_bank(
-                encoder.file, path, features=taught.features, bank=taught.bank, classes=names, int8=encoder.int8,
-                described=described,
-            )  # fmt: skip
+            stream = folder / f"prototypes_stream_{encoder.key}.onnx"
+            for source, target in ((encoder.file, path), (encoder.step, stream)):
+                if source is not None:
+                    write_bank(
+                        source, target, features=taught.features, bank=taught.bank, classes=names,
+                        int8=encoder.int8, described=described,
+                    )  # fmt: skip
             row["parity"] = teaching.check_file(path, encoder.file, taught, encoder.frontend.mels)
             row["file"], row["file_bytes"] = path.name, path.stat().st_size
         rows.append(row)

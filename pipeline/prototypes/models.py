@@ -30,6 +30,7 @@ class Encoder:
         frontend: the log-mel it hears; None where it is no file's.
         int8: whether its bank is 8-bit too.
         scaling: how its embeddings become features unless the user says otherwise.
+        step: of a causal student, the step of its stream: its embeddings are of the same space.
     """
 
     key: str
@@ -38,6 +39,7 @@ class Encoder:
     frontend: LogMelConfig | None = None
     int8: bool = False
     scaling: str = "raw"
+    step: Path | None = None
 
     @property
     def file_bytes(self) -> int | None:
@@ -72,7 +74,9 @@ def of_file(path: Path, key: str | None = None) -> Encoder:
             expected="student_fp32.onnx or student_s8s8.onnx beside it",
         )
     int8 = properties.get("precision", "fp32") != "fp32"
-    return Encoder(key or path.stem, path, embedder, embedder.frontend.config, int8)
+    step = path.with_name(path.name.replace("student_", "student_stream_", 1))
+    found = step if step != path and step.is_file() else None
+    return Encoder(key or path.stem, path, embedder, embedder.frontend.config, int8, step=found)
 
 
 def of_log_mel(frontend: LogMelConfig) -> list[Encoder]:

@@ -77,7 +77,8 @@ def write_bank(
     ``counts.next`` and with ``int8`` ``scales.next``. A neighbour bank learns by one more row: ``feature``.
 
     Args:
-        encoder: an exported student, or a model of the same inputs; its embedding is ``embedding``.
+        encoder: an exported student, or a model of the same inputs; its embedding is ``embedding``. Of a step of a
+            stream the file also carries what the step carries (:class:`~pipeline.prototypes.bank_stream.BankStream`).
         path: the file to write; whole or not at all.
         features: centre, gain and metric.
         bank: its prototypes or rows are the file's own values.
@@ -121,8 +122,12 @@ def write_bank(
     best = build.op("ArgMax", scores, axis=1, keepdims=0)
     unknown = build.op("Less", confidence, threshold)
     build.op("Where", unknown, build.constant(UNKNOWN, np.int64), best, out=CLASS)
+    # Of a step of a stream: what it carries, and the embedding that its runner asks for by name.
+    kept = [value for value in graph.output if value.name.endswith(NEXT)]
+    kept = [value for value in graph.output if value.name == EMBEDDING] + kept if kept else []
+    kept = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in kept]
     del graph.output[:]
-    graph.output.extend(outputs)
+    graph.output.extend([*outputs, *kept])
     graph.input.extend(inputs)
     graph.node.extend(build.nodes)
     graph.initializer.extend(build.constants)

@@ -55,7 +55,9 @@ class RunningMean(Running):
 
     def initial(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return a mean of zeros ``(..., 1)`` and a count of zero ``(1,)``."""
-        return torch.zeros_like(x[..., :1], dtype=torch.float32), torch.zeros(1, device=x.device)
+        # Not of a slice: the exporter cannot tell that min(1, steps) is 1.
+        mean = torch.zeros(*x.shape[:-1], 1, dtype=torch.float32, device=x.device)
+        return mean, torch.zeros(1, device=x.device)
 
     def forward(self, x: Float[Tensor, "*rest steps"]) -> Float[Tensor, "*rest steps"]:
         """Return the mean of the steps up to each step."""

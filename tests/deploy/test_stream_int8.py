@@ -25,6 +25,9 @@ from pipeline.errors import ConfigError, MeasurementError
 from pipeline.frontends.log_mel import LogMel
 from pipeline.measure import streaming_cost
 from pipeline.measure.complexity import count_macs
+from pipeline.prototypes.bank import Features, PrototypeBank
+from pipeline.prototypes.bank_stream import BankStream
+from pipeline.prototypes.onnx_bank import write_bank
 from pipeline.students import build_student
 from pipeline.students.normalised import NormalisedStudent
 from pipeline.students.streaming import StreamingStep
@@ -263,3 +266,50 @@ def test_what_is_infinite_before_the_first_step_is_never_quantised() -> None:
     )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)])
     assert stream_graph.integer_nodes(model, ranges, all_ops=True) == ["relu"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "s8s8"])
+def test_a_class_is_learnt_while_the_stream_is_heard(
+    precision: str, report: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    step = report[0] / f"student_stream_{precision}.onnx"
+    kinds = [
+        tiny.log_mels(8, seed=s) + 4.0 * np.sin(s + np.arange(tiny.MELS))[None, :, None] for s in (1, 2, 3)
+    ]
+    dim = OnnxStream(step).session.get_outputs()[0].shape[1]
+    features = Features("cosine", np.zeros(dim, np.float32), np.ones(dim, np.float32))
+    bank = PrototypeBank.empty("cosine", 3, dim)
+    path = tmp_path / "bank.onnx"
+    write_bank(step, path, features=features, bank=bank, classes=["a", "b", ""], int8=precision != "fp32")
+    plain, learning = OnnxStream(step), BankStream(path)
+    for slot, kind in enumerate(kinds):
+        for clip in kind[:5]:
+            learning.reset()
+            plain.reset()
+            learning.teaching = slot
+            want = plain.push(clip[None])
+            np.testing.assert_allclose(learning.push(clip[None]), want, atol=1e-5)
+            bank = bank.enrolled(features(np.concatenate(want)), np.full(len(want), slot))
+    learning.teaching = -1
+    learnt = learning.bank["prototypes"].astype(np.float32)
+    if precision != "fp32":
+        learnt = learnt * learning.bank["scales"][:, None]
+    np.testing.assert_array_equal(learning.bank["counts"], bank.counts)
+    # Fifteen blocks a class: in 8 bits as many roundings, each of half a step at most, the earlier ones weighing less.
+    allowed = 1e-4 if precision == "fp32" else 4.0 * float(np.abs(bank.prototypes).max()) / 127.0
+    assert np.abs(learnt - bank.prototypes).max() <= allowed
+    for clip in (clip for kind in kinds for clip in kind[5:]):
+        learning.reset()
+        plain.reset()
+        learning.push(clip[None])
+        x = features(np.concatenate(plain.push(clip[None])))
+        assert len(learning.decisions) == len(x) == 3
+        confidence = np.concatenate([decision.confidence for decision in learning.decisions])
+        if precision == "fp32":
+            classes = np.concatenate([decision.classes for decision in learning.decisions])
+            np.testing.assert_array_equal(classes, bank.predict(x))
+            np.testing.assert_allclose(confidence, bank.scores(x).max(axis=1), atol=1e-4)
+        else:
+            np.testing.assert_allclose(confidence, bank.scores(x).max(axis=1), atol=0.02)
+    with pytest.raises(ConfigError, match="no bank of prototypes"):
+        BankStream(step)
