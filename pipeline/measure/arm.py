@@ -77,6 +77,12 @@ def compare_outputs(got: np.ndarray, reference: np.ndarray) -> dict[str, Any]:
     }
 
 
+def revision(cpu: str) -> dict[str, str]:
+    """Return what tells a processor's counts from those of an earlier revision of it; nothing for the first."""
+    variant = CPUS[cpu].variant if cpu in CPUS else "0x0"
+    return {} if variant == "0x0" else {"variant": variant}
+
+
 def x86_reference(model: Path, value: np.ndarray) -> np.ndarray:
     """Return the output that ARM must give: on x86, with signed QDQ nodes run in int8 as ARM runs them."""
     return latency.run_once(latency.open_session(model, int8_everywhere=True), value)
@@ -106,6 +112,7 @@ def count(
         "cpu": cpu,
         "runs": runs,
         **versions(),
+        **revision(cpu),
     }
     key = hashlib.sha256(json.dumps(work, sort_keys=True).encode()).hexdigest()[:24]
     known = (cache or default_cache()) / "arm-counts" / f"{key}.json"

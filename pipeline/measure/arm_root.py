@@ -48,12 +48,14 @@ class Cpu:
         features: its features there.
         model: QEMU's ``-cpu``.
         about: which boards have it, and what was counted where QEMU does not know the core itself.
+        variant: of the part; the A55 has the dot product from its first on (r1p0), boards have r2p0.
     """
 
     part: str
     features: str
     model: str
     about: str
+    variant: str = "0x0"
 
 
 _FEATURES_V80 = "fp asimd evtstrm aes pmull sha1 sha2 crc32 cpuid"
@@ -69,6 +71,7 @@ CPUS = {
         "0xd05", _FEATURES_V82, "cortex-a76",
         "small cores of phones; SDOT, kernels for narrow loads; ONNX Runtime's A55 kernels on QEMU's cortex-a76, as "
         "QEMU 7.2 has no cortex-a55",
+        variant="0x2",
     ),
     "cortex-a72": Cpu("0xd08", _FEATURES_V80, "cortex-a72", "Raspberry Pi 4; no dot product"),
     "cortex-a76": Cpu("0xd0b", _FEATURES_V82, "cortex-a76", "Raspberry Pi 5; SDOT"),
@@ -299,6 +302,19 @@ def _unpack_wheels(partial: Path) -> list[str]:
     return [wheel.name for wheel in found]
 
 
+def _cpuinfo(cpu: str) -> str:
+    fields = {
+        "processor": "0", "BogoMIPS": "108.00", "Features": CPUS[cpu].features, "CPU implementer": "0x41",
+        "CPU architecture": "8", "CPU variant": CPUS[cpu].variant, "CPU part": CPUS[cpu].part, "CPU revision": "3",
+    }  # fmt: skip
+    return "".join(f"{key}\t: {value}\n" for key, value in fields.items()) + "\n"
+
+
+def _is_world(root: Path, cpu: str) -> bool:
+    path = root / "cpus" / cpu / "proc/cpuinfo"
+    return path.is_file() and path.read_text(encoding="ascii") == _cpuinfo(cpu)
+
+
 def _make_world(root: Path, cpu: str) -> None:
     """Make the guest's ``/`` for one processor: links into the shared root, and its own /proc/cpuinfo."""
     world = root / "cpus" / cpu
@@ -308,13 +324,8 @@ def _make_world(root: Path, cpu: str) -> None:
     partial.mkdir(parents=True)
     for entry in sorted((root / "guest").iterdir()):
         (partial / entry.name).symlink_to(Path("../../guest") / entry.name)
-    fields = {
-        "processor": "0", "BogoMIPS": "108.00", "Features": CPUS[cpu].features, "CPU implementer": "0x41",
-        "CPU architecture": "8", "CPU variant": "0x0", "CPU part": CPUS[cpu].part, "CPU revision": "3",
-    }  # fmt: skip
     (partial / "proc").mkdir()
-    text = "".join(f"{key}\t: {value}\n" for key, value in fields.items())
-    (partial / "proc/cpuinfo").write_text(text + "\n", encoding="ascii")
+    (partial / "proc/cpuinfo").write_text(_cpuinfo(cpu), encoding="ascii")
     cores = partial / "sys/devices/system/cpu"
     cores.mkdir(parents=True)
     for name in ("possible", "present", "online"):

@@ -38,6 +38,7 @@ static uint64_t counter, start, looks[MAX_LOOKS];
 static size_t used;
 static size_t ends[512];
 static int inference_count, inside, full;
+static unsigned marking; /* the thread that infers: the runtime's others look at the clock too */
 
 static void look(void) {
     if (used < MAX_LOOKS) looks[used++] = counter - start;
@@ -50,12 +51,15 @@ static void on_translation(plugin_id id, struct qemu_plugin_tb *block) {
 
 static void on_system_call(plugin_id id, unsigned vcpu, int64_t number, uint64_t a1, uint64_t a2, uint64_t a3,
                            uint64_t a4, uint64_t a5, uint64_t a6, uint64_t a7, uint64_t a8) {
-    if (number == CLOCK_GETTIME && inside) look();
+    if (number == CLOCK_GETTIME && inside && vcpu == marking) look();
     if (number != GETPPID) return;
     if (inside) {
         look();
         if (inference_count < 512) ends[inference_count++] = used;
-    } else start = counter;
+    } else {
+        start = counter;
+        marking = vcpu;
+    }
     inside = !inside;
 }
 

@@ -90,7 +90,8 @@ def test_looks_at_the_clock_are_divided_among_nodes() -> None:
     before, after, end = [1, 2, 5], [970, 971, 972, 973, 974], [990]
     quick = [*before, 10, 140, 150, 180, 190, 960, *after, *end]
     slow = [value + 7 * place for place, value in enumerate(quick)]
-    found = arm_layers.divide([slow, quick], events, ["node0", "node1", "node2"], "cortex-a76")
+    interrupted = [*before[:1], *[value - 10_000 for value in quick]]
+    found = arm_layers.divide([slow, interrupted, quick], events, ["node0", "node1", "node2"], "cortex-a76")
     assert found.by_layer == (100, 740, 0)
     assert (found.rearranging, found.profiler, found.nodes) == (0, 30, 3)
 
