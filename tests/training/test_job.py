@@ -15,7 +15,7 @@ from pipeline.store.reader import StoreReader
 from pipeline.students import build_student, students
 from pipeline.students.saved import load_student, read_description
 from pipeline.training import targets
-from pipeline.training.job import LOCK_FILE, _lock, run_job
+from pipeline.training.job import LOCK_FILE, locked, run_job
 from pipeline.training.loop import update
 from pipeline.training.metrics import read_metrics
 from pipeline.training.objective import DistilObjective
@@ -135,7 +135,7 @@ def test_a_run_is_trained_by_one_process_at_a_time(tmp_path: Path, monkeypatch: 
     store = write_store(tmp_path / "store", recipe)
     job = small_job(store, tmp_path / "run", recipe)
     job.folder.mkdir()
-    with _lock(job.folder), pytest.raises(TrainingError, match="another process"):
+    with locked(job.folder), pytest.raises(TrainingError, match="another process"):
         run_job(job)
     assert (job.folder / LOCK_FILE).exists()
     run_job(job)
