@@ -174,7 +174,12 @@ def _executorch(job: ConversionJob, rows: CalibrationRows, reference: Rows) -> l
     found = []
     for program in programs:
         entry = _entry(program.path, program.name, program.embeddings, reference)
-        entry |= {"ran": program.ran, "delegated": program.delegated, "left": program.left}
+        entry |= {
+            "ran": program.ran,
+            "delegates": program.delegates,
+            "delegated": program.delegated,
+            "left": program.left,
+        }
         entry["versions"] = program.versions
         if program.estimate is not None:
             entry["estimate"] = program.estimate.as_json()

@@ -34,7 +34,7 @@ class Program:
         path: the file.
         embeddings: of the held-out rows, (rows, dim).
         ran: where these were computed.
-        delegated: operators that XNNPACK or the NPU took; ``left``: others, by name.
+        delegates: subgraphs that XNNPACK or the NPU took, of ``delegated`` operators; ``left``: others, by name.
         estimate: Vela's, of an NPU's program; None where the graph fell apart into several, which it cannot sum.
         versions: of the environment.
     """
@@ -43,6 +43,7 @@ class Program:
     path: Path
     embeddings: Float[np.ndarray, "rows dim"]
     ran: str
+    delegates: int
     delegated: int
     left: dict[str, int]
     estimate: NpuEstimate | None
@@ -88,7 +89,8 @@ def convert_student(
         _run([str(python), "-P", str(WORKER), str(work)], work, accelerator or "XNNPACK")
         result: dict[str, Any] = json.loads((work / "result.json").read_text(encoding="utf-8"))
         estimate = None
-        if accelerator is not None and len(list((work / "vela").rglob("*_summary_*.csv"))) == 1:
+        # Of several subgraphs each overwrites what Vela said of the one before.
+        if accelerator is not None and result["files"][0]["delegates"] == 1:
             estimate = read_estimate(work / "vela")
         found = []
         for entry in result["files"]:
@@ -101,6 +103,7 @@ def convert_student(
                     path,
                     embeddings,
                     entry["ran"],
+                    entry["delegates"],
                     entry["delegated"],
                     entry["left"],
                     estimate,
