@@ -25,7 +25,7 @@ ROWS = 24
 
 
 class Gated(nn.Module):
-    """What CNN students are made of: folded batch norm, depthwise layers, hard-swish, a squeeze gate, a residual."""
+    """What CNN students are made of: folded batch norm, group norms, hard-swish, a squeeze gate, a residual."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,6 +35,8 @@ class Gated(nn.Module):
             nn.Conv2d(8, 8, 3, 1, 1, groups=8, bias=False), nn.BatchNorm2d(8), nn.ReLU6()
         )
         self.gate = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 8), nn.Hardsigmoid())
+        # Two, so that they share the constants that the exporter writes for them.
+        self.first_group, self.second_group = nn.GroupNorm(1, 8), nn.GroupNorm(1, 8)
         self.last = nn.Linear(16, tiny.DIM)
         for norm in (self.stem[1], self.depthwise[1]):
             nn.init.uniform_(norm.weight, 0.5, 2.0)
@@ -42,7 +44,7 @@ class Gated(nn.Module):
 
     def forward(self, log_mel: Tensor) -> Tensor:
         hidden = self.stem((log_mel - tiny.MEAN) / tiny.STD)
-        hidden = self.depthwise(hidden) + hidden
+        hidden = self.first_group(self.depthwise(hidden)) + self.second_group(hidden)
         hidden = hidden * self.gate(hidden.mean(dim=(2, 3)))[:, :, None, None]
         return self.last(torch.cat([hidden.mean(dim=(2, 3)), hidden.amax(dim=(2, 3))], dim=1))
 
