@@ -126,10 +126,11 @@ def test_wrong_use_is_one_clear_error(exported: tuple[NormalisedStudent, Path], 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_whole_clip_through_a_causal_student_exports_at_any_length(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["cp_mobile_6k", "micronet_m0"])
+def test_a_whole_clip_through_a_causal_student_exports_at_any_length(name: str, tmp_path: Path) -> None:
     from pipeline.deploy.parity import check_parity, log_mel_inputs
 
-    student = causal("cp_mobile_6k", 60)
+    student = causal(name, 60)
     metadata = replace(tiny.metadata(), frontend=LogMelConfig(mels=tiny.MELS))
     export_student(student, tmp_path / "whole.onnx", metadata=metadata)
     inputs = log_mel_inputs(tiny.noise_rows())
