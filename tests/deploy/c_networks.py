@@ -14,6 +14,7 @@ from pipeline.deploy import int8
 from pipeline.deploy.calibration import CalibrationRows
 from pipeline.deploy.onnx_export import export_student
 from pipeline.students.checker import Clips, measure_statistics
+from pipeline.students.classifier import WithClassifier
 from pipeline.students.normalised import NormalisedStudent
 from pipeline.students.registry import build_student
 from tests.deploy import tiny
@@ -64,6 +65,12 @@ def family(name: str, width: float = 1.0, embedding_dim: int | None = None) -> n
         if parameter_name.endswith(("gamma", "beta")):
             nn.init.uniform_(parameter, 0.1, 0.4)
     return student.eval()
+
+
+def with_classes(student: nn.Module, dim: int, classes: int = 5) -> nn.Module:
+    """Return ``student`` with a random classifier of its ``dim`` features: a second output."""
+    torch.manual_seed(2)
+    return WithClassifier(student, nn.Linear(dim, classes)).eval()
 
 
 def quantised(network: nn.Module, folder: Path, dim: int = tiny.DIM, **settings: object) -> Path:

@@ -1,7 +1,8 @@
 /* Log-mels in, embeddings out: what compares the C student with the ONNX file, and counts its instructions.
  *
  * student_filter INPUT OUTPUT [RUNS]: INPUT holds, for each clip, an int32 number of frames and as many times
- * OSSICLE_MELS float32, frame after frame; OUTPUT gets OSSICLE_EMBEDDING_DIM float32 a clip. Each is run RUNS times.
+ * OSSICLE_MELS float32, frame after frame; OUTPUT gets OSSICLE_EMBEDDING_DIM float32 a clip (compiled with OSSICLE_WRITE_LOGITS: the
+ * OSSICLE_LOGITS_DIM logits of a student with its classifier). Each is run RUNS times.
  */
 #ifdef OSSICLE_MARK
 #include <unistd.h>
@@ -50,7 +51,11 @@ int main(int argc, char **argv) {
                 return 1;
             }
         }
+#ifdef OSSICLE_WRITE_LOGITS
+        fwrite(logits, sizeof(float), OSSICLE_LOGITS_DIM, out);
+#else
         fwrite(embedding, sizeof(float), OSSICLE_EMBEDDING_DIM, out);
+#endif
     }
     return fclose(in) || fclose(out);
 }
