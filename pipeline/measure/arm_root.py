@@ -190,11 +190,11 @@ def prepare(cache: Path | None = None) -> ArmRoot:
         with locked(folder.with_name(folder.name + ".lock")):
             if not (folder / "root.json").is_file():
                 _build(folder)
-    absent = [cpu for cpu in CPUS if not (folder / "cpus" / cpu).is_dir()]
-    if absent:  # a root of an earlier version, which knew fewer processors
+    # A root of an earlier version knew fewer processors, or others by the same name.
+    if any(not _is_world(folder, cpu) for cpu in CPUS):
         with locked(folder.with_name(folder.name + ".lock")):
-            for cpu in absent:
-                if not (folder / "cpus" / cpu).is_dir():
+            for cpu in CPUS:
+                if not _is_world(folder, cpu):
                     _make_world(folder, cpu)
     record = json.loads((folder / "root.json").read_text(encoding="utf-8"))
     return ArmRoot(folder, record["packages"])
