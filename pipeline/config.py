@@ -21,6 +21,7 @@ from pipeline.input_config import Input
 from pipeline.log_mel_config import LogMelConfig as LogMelConfig
 from pipeline.loss_config import CLASS_TERMS
 from pipeline.loss_config import LossConfig as LossConfig
+from pipeline.probe_config import ProbeGridConfig as ProbeGridConfig
 from pipeline.qat_config import QatConfig as QatConfig
 from pipeline.relations_config import RelationsConfig as RelationsConfig
 from pipeline.search_config import SearchConfig as SearchConfig
@@ -146,7 +147,7 @@ class EmbedConfig(Section):
 class EvaluateConfig(Section):
     """Probes on frozen embeddings."""
 
-    tasks: tuple[str, ...] = Field((), description="names of data_manifests/tasks/*.toml")
+    tasks: tuple[str, ...] = Field((), description="names of data_manifests/{tasks,suites}/*.toml")
     audio_roots: dict[str, Path] = Field({}, description="task name to the folder that holds its audio")
     neighbours: int = Field(5, ge=1)
     logistic_c: float = Field(0.1, gt=0)
@@ -158,6 +159,7 @@ class EvaluateConfig(Section):
         description="random initialisations scored for each student that no random run of the recipe covers",
     )
     seed: int = 0
+    grid: ProbeGridConfig = ProbeGridConfig()
 
 
 class BenchmarkConfig(Section):

@@ -76,7 +76,7 @@ def run(
     tasks = _tasks(recipe, console, tasks_wanted, manifest, label, group)
     bench = recipe.benchmark
     config = {
-        "evaluate": recipe.evaluate.model_dump(mode="json", exclude={"audio_roots", "tasks"}),
+        "evaluate": recipe.evaluate.model_dump(mode="json", exclude={"audio_roots", "tasks", "grid"}),
         "window_seconds": recipe.embed.window_seconds,
         "benchmark": bench.model_dump(mode="json", include={"latency_runs", "latency_seconds", "arm_cpus"}),
         "arm": arm, "machine": latency.processor()["name"], "store": store, "teacher": teacher, "code": 1,

@@ -2,9 +2,11 @@
 
 The evaluation folder holds::
 
-    scores.json        models, tasks, rows (model x task x probe), summary (over seeds), structure, settings
+    scores.json        models, tasks, rows (model x task x probe), summary (over seeds), differences (of suites:
+                       paired, by track), structure, settings
     projections.json   task -> {"clip_id", "label", "maps": {model key: [[x, y], ...]}}: t-SNE of the same clips
     embeddings/<task>.<model key>.npz   embedding (clips, dim), clip_id, label, group, fold, unusable, digest
+    predictions/<task>.parquet          of a suite's task: row, group (track), truth, <model key>.<probe> of test rows
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -28,8 +31,9 @@ from pipeline.evaluation.clips import TaskClips
 from pipeline.evaluation.comparison import Comparison
 from pipeline.evaluation.scoring import RANDOM, STUDENT, TEACHER, Model, Score, score_task, summarise
 from pipeline.evaluation.window_batch import Windowing
-from stages import evaluation_tasks, locations
-from stages.evaluate_table import score_table, share_table, structure_table
+from stages import evaluate_suites, evaluation_tasks, locations
+from stages.evaluate_suites import ChosenSuite
+from stages.evaluate_table import score_table, share_table, structure_table, suite_tables
 
 SCHEMA = "ossicle-evaluation/1"
 INT8_FILE = "student_s8s8.onnx"
@@ -65,14 +69,18 @@ def run(
         WeightsError: the teacher's weights are not there.
     """
     tasks = evaluation_tasks.choose(recipe, console, table=manifest, label=label, group=group)
+    suites = evaluate_suites.choose(recipe) if manifest is None else []
     comparison = _comparison(recipe, model, console)
+    # The grid came later; it counts where it is used, so that evaluations without suites keep their digest.
+    excluded = {"audio_roots", "tasks"} | (set() if suites else {"grid"})
     config = {
-        "evaluate": recipe.evaluate.model_dump(mode="json", exclude={"audio_roots", "tasks"}),
+        "evaluate": recipe.evaluate.model_dump(mode="json", exclude=excluded),
         "window_seconds": recipe.embed.window_seconds,
         "models": {key: asdict(found) for key, found in comparison.models.items()},
         "code": 1,
     }
     inputs = {f"task:{task.task.name}": task.digest() for task in tasks}
+    inputs |= {f"suite:{one.suite.name}": one.tracks.digest() for one in suites}
     inputs |= {f"model:{key}": embedder.digest() for key, embedder in comparison.embedders.items()}
     folder = locations.evaluation_folder(recipe)
     if model is not None or manifest is not None:
@@ -82,7 +90,7 @@ def run(
         console.print(f"evaluate: reused {folder}")
         return folder
     (folder / artifact.MARKER).unlink(missing_ok=True)
-    scores, projections = _evaluate(recipe, tasks, comparison, folder, console)
+    scores, projections = _evaluate(recipe, tasks, suites, comparison, folder, console)
     artifact.write_json(folder / "scores.json", scores)
     artifact.write_json(folder / "projections.json", projections)
     artifact.finish(folder, kind="evaluation", config=config, inputs=inputs, summary=_summary(scores))
@@ -129,11 +137,17 @@ def _add_runs(recipe: Recipe, comparison: Comparison, console: Console) -> None:
 
 
 def _evaluate(
-    recipe: Recipe, tasks: list[TaskClips], comparison: Comparison, folder: Path, console: Console
+    recipe: Recipe,
+    tasks: list[TaskClips],
+    suites: list[ChosenSuite],
+    comparison: Comparison,
+    folder: Path,
+    console: Console,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     windowing = Windowing(recipe.embed.window_seconds, recipe.evaluate.max_windows_per_clip)
     rows: list[Score] = []
     described, alike, projections = [], [], {}
+    widths: dict[str, int] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         for clips in tasks:
@@ -148,11 +162,18 @@ def _evaluate(
                 rows += score_task(clips, comparison.models, vectors.embeddings, recipe.evaluate)
             if _mask(vectors).sum() >= CLIPS_AT_LEAST:
                 alike += _structure(name, comparison.models, vectors)
-                projections[name] = _projections(recipe, clips, comparison.models, vectors)
+                projections[name] = _projections(recipe, clips.frame, comparison.models, vectors)
             else:
                 console.print(f"evaluate: {name}: too few clips for structure and projection")
             described.append(_described(clips, vectors))
-    widths = {key: int(vectors.embeddings[key].shape[1]) for key in comparison.models}
+            widths |= _widths(vectors)
+        of_suites = evaluate_suites.score(recipe, suites, comparison, folder, console, progress)
+        for name, vectors in of_suites.vectors.items():
+            alike += _structure(name, comparison.models, vectors)
+            projections[name] = _projections(recipe, of_suites.frames[name], comparison.models, vectors)
+            widths |= _widths(vectors)
+    rows += of_suites.rows
+    described += of_suites.tasks
     scores = {
         "schema": SCHEMA,
         "recipe": recipe.name,
@@ -161,10 +182,15 @@ def _evaluate(
         "tasks": described,
         "rows": [row.as_json() for row in rows],
         "summary": summarise(rows),
+        "differences": of_suites.differences,
         "structure": alike,
         "settings": recipe.evaluate.model_dump(mode="json", exclude={"audio_roots"}),
     }
     return _without_nan(scores), projections
+
+
+def _widths(vectors: ClipVectors) -> dict[str, int]:
+    return {key: int(embedding.shape[1]) for key, embedding in vectors.embeddings.items()}
 
 
 def _described(clips: TaskClips, vectors: ClipVectors) -> dict[str, Any]:
@@ -203,7 +229,7 @@ def _structure(task: str, models: dict[str, Model], vectors: ClipVectors) -> lis
 
 
 def _projections(
-    recipe: Recipe, clips: TaskClips, models: dict[str, Model], vectors: ClipVectors
+    recipe: Recipe, frame: pd.DataFrame, models: dict[str, Model], vectors: ClipVectors
 ) -> dict[str, Any]:
     """Return the maps of the teacher, one student (the headline run where there is one) and one floor."""
     students = [m for m in models.values() if m.role == STUDENT]
@@ -212,7 +238,7 @@ def _projections(
     if headline:
         floors = [m.key for m in models.values() if m.role == RANDOM and m.floor == headline[0].floor]
         shown += [headline[0].key, *floors[:1]]
-    kept = clips.frame[_mask(vectors)]
+    kept = frame[_mask(vectors)]
     maps = {
         key: projection.tsne(_heard(vectors, key), recipe.evaluate.seed).round(3).tolist() for key in shown
     }
@@ -251,6 +277,9 @@ def _print(scores: dict[str, Any], console: Console) -> None:
                 f"evaluate: {task['name']}: {len(task['unusable'])} clips cannot be decoded (scores.json)"
             )
     if scores["summary"]:
-        console.print(score_table(scores))
+        if any("suite" not in task for task in scores["tasks"]):
+            console.print(score_table(scores))
+        for table in suite_tables(scores):
+            console.print(table)
         console.print(share_table(scores))
     console.print(structure_table(scores))

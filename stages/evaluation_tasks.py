@@ -12,6 +12,7 @@ from pipeline.config import Recipe
 from pipeline.errors import ConfigError
 from pipeline.evaluation import clips as task_clips
 from pipeline.evaluation.clips import TaskClips
+from pipeline.evaluation.suite import suite_names
 from pipeline.evaluation.task import read_task
 from stages import locations
 
@@ -26,6 +27,8 @@ def choose(
     group: str | None = None,
 ) -> list[TaskClips]:
     """Return the clips of each of the recipe's tasks that can be scored here, or of ``table`` alone.
+
+    Suites are no such tasks and are passed over; a recipe that names suites alone gives none.
 
     Args:
         recipe: its tasks and audio roots.
@@ -42,9 +45,15 @@ def choose(
         return [task_clips.from_table(task_clips.table_task(table, label, group), table)]
     roots = recipe.evaluate.audio_roots
     names = [*recipe.evaluate.tasks, *(name for name in roots if name not in recipe.evaluate.tasks)]
+    suites = suite_names(recipes.DATA_MANIFESTS / "suites")
+    passed_over = [name for name in names if name in suites]
+    if passed_over and stage != "evaluate":
+        console.print(f"{stage}: {', '.join(passed_over)}: a suite is scored by ossicle evaluate alone")
+    if passed_over and len(passed_over) == len(names):
+        return []
     known = manifests.read(locations.manifest_folder(recipe))
     found = []
-    for name in names:
+    for name in (name for name in names if name not in suites):
         task = read_task(name, recipes.DATA_MANIFESTS / "tasks")
         if task.audio.source == "csv":
             if name not in roots:

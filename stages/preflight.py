@@ -33,7 +33,9 @@ def check(recipe: Recipe, stage: str) -> None:
         for run in recipes.expand(recipe):
             if run.recipe.finetune.teacher is not None:
                 teachers.get(run.recipe.finetune.teacher.name)
-    known = [path.stem for path in (recipes.DATA_MANIFESTS / "tasks").glob("*.toml")]
+    known = [
+        path.stem for kind in ("tasks", "suites") for path in (recipes.DATA_MANIFESTS / kind).glob("*.toml")
+    ]
     for task in recipe.evaluate.tasks:
         if task not in known:
             raise ConfigError(f"no task is called {task!r}", expected=near_matches(task, known), got=task)

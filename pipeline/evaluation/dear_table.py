@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -62,11 +63,14 @@ class DearTracks:
     active: Float[np.ndarray, "tracks seconds"]
     table_digest: str
 
+    @cached_property
+    def audio_digests(self) -> list[str]:
+        """SHA-256 of every track's bytes, read once."""
+        return [artifact.file_digest(path) for path in self.paths]
+
     def digest(self) -> str:
         """Return the digest of the table and of every track's bytes."""
-        return config.digest(
-            {"table": self.table_digest, "audio": [artifact.file_digest(p) for p in self.paths]}
-        )
+        return config.digest({"table": self.table_digest, "audio": self.audio_digests})
 
 
 def read(root: Path) -> DearTracks:

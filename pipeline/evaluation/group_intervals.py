@@ -36,7 +36,7 @@ def interval(
     """
     if resamples == 0:
         return float("nan"), float("nan")
-    return _bounds(draws(metric, truth, prediction, groups, resamples=resamples, seed=seed))
+    return bounds(draws(metric, truth, prediction, groups, resamples=resamples, seed=seed))
 
 
 def difference_interval(
@@ -60,24 +60,43 @@ def difference_interval(
         draws(metric, truth, answers, groups, resamples=resamples, seed=seed)
         for answers in (prediction, reference)
     )
-    return _bounds(ours - theirs)
+    return bounds(ours - theirs)
 
 
 def draws(
-    metric: str, truth: Rows, prediction: Rows, groups: np.ndarray, *, resamples: int, seed: int
+    metric: str,
+    truth: Rows,
+    prediction: Rows,
+    groups: np.ndarray,
+    *,
+    resamples: int,
+    seed: int,
+    universe: np.ndarray | None = None,
 ) -> Float[np.ndarray, " resamples"]:
     """Return ``metric`` of each draw; NaN where a draw leaves it undefined. Equal seeds draw equal groups.
 
+    Args:
+        metric, truth, prediction, groups: as of :func:`interval`.
+        resamples: number of draws.
+        seed: of the draws.
+        universe: the groups that are drawn from, where ``groups`` are some of them: tasks on parts of the same
+            tracks then share their draws, and a mean over tasks has an interval. Default ``groups``.
+
     Raises:
-        OssicleError: the rows differ in number.
+        OssicleError: the rows differ in number, or a group is not of the universe.
     """
     if not len(truth) == len(prediction) == len(groups):
         raise OssicleError(
             "rows differ in number", expected=f"{len(truth)} of each",
             got=f"{len(prediction)} predictions, {len(groups)} groups",
         )  # fmt: skip
-    _, group_of = np.unique(groups, return_inverse=True)
-    count = int(group_of.max()) + 1
+    names = np.unique(groups if universe is None else universe)
+    group_of = np.minimum(np.searchsorted(names, groups), len(names) - 1)
+    if (names[group_of] != groups).any():
+        raise OssicleError(
+            "a group is not among those that are drawn", got=groups[names[group_of] != groups][0]
+        )
+    count = len(names)
     weights = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
     weights = weights.astype(np.float64)
     kind = metrics.find(metric).kind
@@ -90,7 +109,8 @@ def draws(
         return of_sums(weights @ sums)
 
 
-def _bounds(values: np.ndarray) -> tuple[float, float]:
+def bounds(values: Float[np.ndarray, " resamples"]) -> tuple[float, float]:
+    """Return the 95 % percentile interval of draws; undefined ones are left out."""
     if np.isnan(values).all():
         return float("nan"), float("nan")
     low, high = np.nanquantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])

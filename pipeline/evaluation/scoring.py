@@ -44,7 +44,11 @@ class Model:
 
 @dataclass(frozen=True)
 class Score:
-    """One model, one task, one probe. ``score`` is the mean over ``folds``; ``low`` and ``high`` its 95 % interval."""
+    """One model, one task, one probe. ``score`` is the mean over ``folds``; ``low`` and ``high`` its 95 % interval.
+
+    Of a task with a development split: the C, alpha or k chosen there (``strength``), its score there, and whether it
+    is the grid's first or last.
+    """
 
     model: str
     role: str
@@ -58,6 +62,9 @@ class Score:
     low: float
     high: float
     folds: list[float]
+    strength: float | None = None
+    development_score: float | None = None
+    at_edge: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """Return the row of ``scores.json``."""
@@ -205,7 +212,8 @@ def summarise(scores: Sequence[Score]) -> list[dict[str, Any]]:
             if (s.task, s.probe, s.role, s.floor) == (task, probe, RANDOM, rows[0].floor) and rows[0].floor
         )
         compared = role in (STUDENT, INT8, LABELS)
-        retentions = [v / teacher for v in values] if compared and teacher else []
+        # A correlation or R2 may be below 0, and a share of that says nothing.
+        retentions = [v / teacher for v in values] if compared and teacher is not None and teacher > 0 else []
         shares: list[float] = []
         if compared and teacher is not None and floor is not None and teacher > floor:
             shares = [(v - floor) / (teacher - floor) for v in values]

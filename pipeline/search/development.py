@@ -20,6 +20,7 @@ from pipeline import recipe as recipes
 from pipeline.config import Recipe, SelectionConfig, canonical_json
 from pipeline.errors import ConfigError
 from pipeline.evaluation.probes import ProbeSettings, probe_model
+from pipeline.evaluation.suite import suite_names
 from pipeline.evaluation.task import read_task
 from pipeline.store.combination import Combination
 from pipeline.store.location import Place
@@ -216,5 +217,7 @@ def _embed(student: NormalisedStudent, spectrogram: torch.Tensor) -> Float[np.nd
 
 def _tested_datasets(tasks: Sequence[str], column: str) -> set[str]:
     """Return the datasets whose ``column`` one of the tasks scores; ``""`` among them stands for all."""
-    found = (read_task(name, recipes.DATA_MANIFESTS / "tasks").audio for name in tasks)
+    # Suites have tracks of their own, none of the store's.
+    suites = suite_names(recipes.DATA_MANIFESTS / "suites")
+    found = (read_task(name, recipes.DATA_MANIFESTS / "tasks").audio for name in tasks if name not in suites)
     return {audio.dataset for audio in found if audio.source == "manifest" and audio.label_column == column}

@@ -1,0 +1,148 @@
+"""Suites in ``ossicle evaluate``: tracks embedded once as whole and as seconds, all of a suite's tasks scored."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.progress import Progress
+
+from pipeline import artifact
+from pipeline import recipe as recipes
+from pipeline.config import Recipe
+from pipeline.errors import ConfigError
+from pipeline.evaluation import dear_table
+from pipeline.evaluation.clip_vectors import ClipVectors
+from pipeline.evaluation.comparison import Comparison
+from pipeline.evaluation.dear_table import DearTracks
+from pipeline.evaluation.scoring import Score
+from pipeline.evaluation.split_scoring import described, heard_tasks, score_split_tasks
+from pipeline.evaluation.suite import Suite, read_suite, suite_names
+from pipeline.evaluation.track_vectors import embed_tracks
+from stages import locations
+
+FOLDER = "track_vectors"
+PREDICTIONS = "predictions"
+
+
+@dataclass(frozen=True)
+class ChosenSuite:
+    """A suite and its tracks."""
+
+    suite: Suite
+    tracks: DearTracks
+
+
+@dataclass
+class SuiteScores:
+    """What ``scores.json`` says of suites, and the whole tracks' embeddings for structure and maps.
+
+    Attributes:
+        rows: of every task, and of the suite's mean.
+        tasks: their descriptions.
+        differences: paired, on the same draws of tracks.
+        vectors: suite to embeddings of its tracks.
+        frames: suite to ``clip_id`` and ``label`` (the environment) of its tracks.
+    """
+
+    rows: list[Score] = field(default_factory=list)
+    tasks: list[dict[str, Any]] = field(default_factory=list)
+    differences: list[dict[str, Any]] = field(default_factory=list)
+    vectors: dict[str, ClipVectors] = field(default_factory=dict)
+    frames: dict[str, pd.DataFrame] = field(default_factory=dict)
+
+
+def choose(recipe: Recipe) -> list[ChosenSuite]:
+    """Return the suites that the recipe names among its tasks or audio roots.
+
+    Raises:
+        ConfigError: one has no folder.
+        MissingArtifactError: its table or a track is not there.
+        ManifestError: its table cannot be used.
+    """
+    folder, roots = recipes.DATA_MANIFESTS / "suites", recipe.evaluate.audio_roots
+    found = []
+    for name in suite_names(folder):
+        if name in roots:
+            found.append(ChosenSuite(read_suite(name, folder), dear_table.read(roots[name])))
+        elif name in recipe.evaluate.tasks:
+            raise ConfigError(
+                f"suite {name!r} needs its audio", expected=f"a folder with {dear_table.TABLE}",
+                run=f"--set evaluate.audio_roots.{name}=FOLDER",
+            )  # fmt: skip
+    return found
+
+
+def score(
+    recipe: Recipe,
+    suites: list[ChosenSuite],
+    comparison: Comparison,
+    folder: Path,
+    console: Console,
+    progress: Progress,
+) -> SuiteScores:
+    """Score every model on every task of ``suites``; the test rows' predictions go to ``predictions/*.parquet``.
+
+    Args:
+        recipe: grid, resamples and seed.
+        suites: of :func:`choose`.
+        comparison: the models.
+        folder: of the evaluation.
+        console: for what is left out.
+        progress: bars are added to it.
+
+    Raises:
+        AudioError: not one track can be decoded.
+        ConfigError: a model cannot hear a whole track.
+        ManifestError: a split of a task has nothing to tell apart.
+    """
+    found = SuiteScores()
+    for chosen in suites:
+        name, tracks = chosen.suite.name, chosen.tracks
+        tasks = dear_table.tasks(tracks, name)
+        bar = progress.add_task(f"evaluate {name}: tracks", total=len(tracks.paths))
+        vectors = embed_tracks(
+            tracks.paths, tracks.audio_digests, tracks.seconds, comparison.embedders,
+            locations.root(recipe) / FOLDER,
+            lambda done, total, bar=bar: progress.update(bar, completed=done, total=total),  # type: ignore[misc]
+        )  # fmt: skip
+        tasks = heard_tasks(
+            tasks, {"track": np.asarray(vectors.heard.any(axis=1)), "second": vectors.heard.ravel()}
+        )
+        bar = progress.add_task(f"evaluate {name}: probes", total=len(tasks) * len(comparison.models))
+        made = score_split_tasks(
+            tasks, comparison.models, {"track": vectors.tracks, "second": vectors.seconds}, recipe.evaluate, name,
+            lambda done, total, bar=bar: progress.update(bar, completed=done, total=total),  # type: ignore[misc]
+        )  # fmt: skip
+        for task, table in made.predictions.items():
+            artifact.write_bytes(folder / PREDICTIONS / f"{task}.parquet", table.to_parquet(index=False))
+        found.rows += made.rows
+        found.differences += [{**asdict(one), "decided": one.decided} for one in made.differences]
+        found.tasks += [{**described(task, chosen.suite.licence), "suite": name} for task in tasks]
+        found.tasks.append(_mean_described(chosen, [asdict(clip) for clip in vectors.unusable]))
+        found.vectors[name] = ClipVectors(vectors.tracks, vectors.unusable)
+        found.frames[name] = pd.DataFrame(
+            {"clip_id": tracks.ids, "label": tracks.cells["environmentClass"]}
+        ).replace({"label": {"": "no label"}})
+        edges = [row for row in made.rows if row.at_edge]
+        if edges:
+            console.print(
+                f"evaluate: {name}: {len(edges)} of {len(made.rows)} probes chose the first or last of evaluate.grid "
+                "(at_edge in scores.json)"
+            )
+    return found
+
+
+def _mean_described(chosen: ChosenSuite, unusable: list[dict[str, Any]]) -> dict[str, Any]:
+    suite, tracks = chosen.suite, chosen.tracks
+    return {
+        "name": suite.name, "title": suite.title, "about": suite.about, "licence": suite.licence,
+        "metric": "mean of Matthews correlation and R2", "labelled": True, "clips": len(tracks.paths),
+        "groups": len(tracks.paths), "unit": "track", "classes": {}, "folds": [0],
+        "test_rows": int(tracks.held_out.sum()), "test_groups": int(tracks.held_out.sum()), "left_out": {},
+        "unusable": unusable, "suite": suite.name,
+    }  # fmt: skip
