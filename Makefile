@@ -9,7 +9,7 @@ OSSICLE := $(BIN)/ossicle
 ARGS    = $(RECIPE) $(foreach s,$(SET),--set $(s)) $(if $(AUDIO),--set fetch.audio_folder=$(abspath $(AUDIO)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo fetch manifest finetune embed distill export evaluate benchmark report test check bench benchmark-gate benchmark-gate-update recipes fixtures quality runtimes doctor clean
+.PHONY: help setup demo fetch manifest finetune embed distill export evaluate benchmark report test test-all check bench benchmark-gate benchmark-gate-update recipes fixtures quality runtimes doctor clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -45,6 +45,9 @@ doctor: setup  ## what this machine has and what each stage would do about it
 # A test file stays with one process, so that what its module builds is built once.
 test: $(VENV)/.ready-dev  ## the whole test suite, a process a core (4 at most)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
+
+test-all: $(VENV)/.ready-dev  ## that, and the exhaustive tests: every size of every family, twenty kills (an hour)
+	OSSICLE_SLOW=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 check: $(VENV)/.ready-dev  ## lint, types, import contracts
 	$(BIN)/ruff check .

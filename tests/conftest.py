@@ -14,6 +14,16 @@ if os.environ.get("OSSICLE_CHECK_SHAPES", "1") != "0":
     install_import_hook(CHECKED_PACKAGES, "beartype.beartype")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the exhaustive tests to ``make test-all``: they are further cases of what others cover."""
+    if "OSSICLE_SLOW" in os.environ:
+        return
+    left = [item for item in items if item.get_closest_marker("exhaustive")]
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if not item.get_closest_marker("exhaustive")]
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """List each golden folder that was compared, with its worst tap as a share of what its tolerance allows."""
     from tests.golden.golden_vectors import Deviation

@@ -9,12 +9,11 @@ import torch
 
 from pipeline.config import StudentConfig
 from pipeline.errors import ConfigError, UnknownNameError
-from pipeline.students import build_student, students
+from pipeline.students import build_student
 from pipeline.students.cnn4 import Cnn4
+from tests.students.names import every_student
 
-NAMES = students.names()
-
-
+NAMES = every_student()
 WIDTHS = (0.1, 0.2, 0.25, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0)
 
 
@@ -68,7 +67,7 @@ SMALL = ("cp_mobile_6k", "cp_mobile_12k", "cp_mobile_30k", "dcase24_baseline", "
 MORE_WIDTHS = (0.07, 0.12, 0.15, 0.4, 0.6)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in SMALL])
+@pytest.mark.parametrize("name", every_student(but=SMALL))
 def test_a_student_of_50k_to_500k_parameters_is_one_setting_away(name: str) -> None:
     sizes = [parameters(name, w) for w in (*WIDTHS, *MORE_WIDTHS)]
     for least, most in ((50_000, 120_000), (120_000, 250_000), (250_000, 500_000)):

@@ -16,6 +16,7 @@ from pipeline.students.dymn import DyMN
 from pipeline.students.mobilenetv3 import ROWS
 from pipeline.students.mobilevitv2 import MobileVitBlock
 from pipeline.students.normalised import NormalisedStudent
+from tests.students.names import EXHAUSTIVE
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -24,15 +25,15 @@ CASES = [
     ("cnn4", 0.5, None),
     ("micronet_m0", 0.5, 20),
     ("mobilevitv2_050", 0.25, None),
-    ("cp_resnet", 1.0, None),
-    ("mn04", 0.2, None),
-    ("mobilevit_xxs", 0.1, 20),
+    pytest.param(*("cp_resnet", 1.0, None), marks=EXHAUSTIVE),
+    pytest.param(*("mn04", 0.2, None), marks=EXHAUSTIVE),
+    pytest.param(*("mobilevit_xxs", 0.1, 20), marks=EXHAUSTIVE),
     ("cp_mobile_6k", 1.0, 24),
     ("dcase24_baseline", 0.5, None),
-    ("eres2net", 0.1, None),
+    pytest.param(*("eres2net", 0.1, None), marks=EXHAUSTIVE),
     ("mobile_fcn", 0.5, 24),
-    ("harmonic_cnn", 0.1, None),
-    ("shortchunk_cnn_res", 0.1, 20),
+    pytest.param(*("harmonic_cnn", 0.1, None), marks=EXHAUSTIVE),
+    pytest.param(*("shortchunk_cnn_res", 0.1, 20), marks=EXHAUSTIVE),
     ("wav2small", 0.5, None),
     ("wav2small_17k", 0.5, None),
 ]
@@ -57,6 +58,7 @@ def test_onnx_runtime_agrees_at_other_lengths_and_batches(
         assert_equal(session, student, 4 * torch.randn(batch, 1, 64, frames) - 6)
 
 
+@EXHAUSTIVE
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_dymn_s_kernels_follow_any_batch(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from pipeline.data.loader import Batch
 from pipeline.errors import ConfigError, StoreError, TrainingError
 from pipeline.store.reader import StoreReader
-from pipeline.students import build_student, students
+from pipeline.students import build_student
 from pipeline.students.saved import load_student, read_description
 from pipeline.training import targets
 from pipeline.training.job import LOCK_FILE, locked, run_job
@@ -21,6 +21,7 @@ from pipeline.training.metrics import read_metrics
 from pipeline.training.objective import DistilObjective
 from pipeline.training.rows import pieces, usable
 from pipeline.training.state import TrainingState
+from tests.students.names import every_student
 from tests.training.small_store import FRAMES, small_job, small_recipe, write_store
 
 
@@ -141,7 +142,7 @@ def test_a_run_is_trained_by_one_process_at_a_time(tmp_path: Path, monkeypatch: 
     run_job(job)
 
 
-@pytest.mark.parametrize("name", students.names())
+@pytest.mark.parametrize("name", every_student())
 def test_every_student_trains_in_bfloat16_and_channels_last(tmp_path: Path, name: str) -> None:
     recipe = small_recipe(**{"student.name": name, "student.width": 0.25, "train.amp": "bfloat16"})
     torch.manual_seed(0)
