@@ -31,7 +31,9 @@ from pipeline.students.micronet import (
 )
 
 # Channels, mels included, that the first blocks' kernels are given.
-FOLDED_CHANNELS = 32
+FOLDED_CHANNELS = 48
+# Below so many channels, the coefficients are written out for every mel: products in longer runs.
+LONG_RUN = 128
 Layer = TypeVar("Layer", bound=nn.Module)
 
 
@@ -43,21 +45,22 @@ class DeployedShiftMax(nn.Module):
 
     computes_in_float = True
 
-    def __init__(self, trained: DynamicShiftMax, order: Order, *, quartered: bool) -> None:
+    def __init__(self, trained: DynamicShiftMax, order: Order, *, blocks: int, quartered: bool) -> None:
         super().__init__()
         self.branches, self.wide = trained.branches, len(order)
+        self.blocks = blocks if self.wide < LONG_RUN else 1
         first, second = trained.fc[0], trained.fc[2]
         assert isinstance(first, nn.Linear) and isinstance(second, nn.Linear)
         channels = len(trained.index)
         self.squeeze = nn.Linear(self.wide, first.out_features)
         # Chunks of the trained layer: for each branch a, then b. Here: a of each branch, then b of each.
         parts = [2 * branch + part for part in (0, 1) for branch in range(self.branches)]
-        rows = [order.channel + channels * part for part in parts]
-        self.excite = nn.Linear(first.out_features, len(rows) * self.wide)
+        rows = [(order.channel + channels * part).repeat(self.blocks) for part in parts]
+        self.excite = nn.Linear(first.out_features, len(rows) * self.blocks * self.wide)
         starts = [
             part[branch] for part in (trained.init_a, trained.init_b) for branch in range(self.branches)
         ]
-        offset = torch.tensor(starts).repeat_interleave(self.wide) / COEFFICIENT_RANGE - 0.5
+        offset = torch.tensor(starts).repeat_interleave(self.blocks * self.wide) / COEFFICIENT_RANGE - 0.5
         self.register_buffer("offset", offset)
         self.offset: Tensor
         self.factor = 1.0 if quartered else COEFFICIENT_RANGE
@@ -77,11 +80,11 @@ class DeployedShiftMax(nn.Module):
         x = x.permute(0, 2, 3, 1)
         shifted = torch.cat([x[..., first:last] for first, last in self.runs], dim=3)
         if self.branches == 1:
-            own, other = gates[:, None, None].chunk(2, dim=3)
+            own, other = gates.unflatten(1, (1, 2 * self.blocks, self.wide)).chunk(2, dim=2)
             out: Tensor = x * own + shifted * other
         else:
             # One product and one sum for both: each node costs thousands of instructions, however small it is.
-            own, other = gates.unflatten(1, (4, 1, 1, self.wide)).chunk(2, dim=1)
+            own, other = gates.unflatten(1, (4, 1, self.blocks, self.wide)).chunk(2, dim=1)
             first, second = (x[:, None] * own + shifted[:, None] * other).chunk(2, dim=1)
             out = torch.maximum(first, second).squeeze(1)
         return out.permute(0, 3, 1, 2)
@@ -214,6 +217,7 @@ class _Builder:
 
     layers: list[nn.Module]
     order: Order
+    mels: int
     gain: float = 1.0
 
     def weights(self, conv: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
@@ -235,6 +239,7 @@ class _Builder:
         over_mels, over_time = _a(nn.Conv2d, layer.conv[0]), _a(nn.Conv2d, layer.conv[2])
         weight, bias = self.weights(over_mels, layer.conv[1])
         strides = int(over_mels.stride[0]), int(over_time.stride[1])
+        self.mels = -(-self.mels // strides[0])
         if after is None:
             self.layers.append(depthwise(weight, bias, over_mels=True, stride=strides[0], order=self.order))
             weight, bias = self.weights(over_time, layer.conv[3])
@@ -279,7 +284,9 @@ class _Builder:
     def activation(self, layer: nn.Module, *, quartered: bool = True) -> None:
         """Add what follows a convolution: nothing, ReLU6, a shuffle, or dynamic shift-max."""
         if isinstance(layer, DynamicShiftMax):
-            self.layers.append(DeployedShiftMax(layer, self.order, quartered=quartered))
+            self.layers.append(
+                DeployedShiftMax(layer, self.order, blocks=self.mels // self.order.fold, quartered=quartered)
+            )
             self.gain = COEFFICIENT_RANGE if quartered else 1.0
         elif isinstance(layer, nn.ReLU6):
             self.layers.append(nn.ReLU6())
@@ -352,7 +359,7 @@ def deploy_form(student: MicroNet, mels: int, mean: float, std: float) -> nn.Mod
     """
     stem, blocks = _parts(student)
     halved = -(-mels // 2)
-    built = _Builder([MelsAsChannels()], Order.of(torch.arange(1), mels))
+    built = _Builder([MelsAsChannels()], Order.of(torch.arange(1), mels), halved)
     fold = _first_fold(student, halved)
     built.stem(stem, halved, fold, mean, std)
     for number, block in enumerate(blocks):

@@ -109,7 +109,7 @@ def test_shift_max_over_folded_channels_is_the_trained_one(branches: int) -> Non
     torch.manual_seed(0)
     trained = DynamicShiftMax(12, 4, 4, branches, (1.0, 0.5), (0.0, 0.5)).eval()
     order = shift_order(trained.index, 2)
-    form = DeployedShiftMax(trained, order, quartered=False)
+    form = DeployedShiftMax(trained, order, blocks=3, quartered=False)
     assert len(form.runs) == 2
     x = torch.randn(3, 12, 6, 5)
     with torch.no_grad():
