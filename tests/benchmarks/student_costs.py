@@ -32,6 +32,7 @@ from pipeline.artifact import write_json
 from pipeline.config import ExportConfig, LogMelConfig, StudentConfig
 from pipeline.deploy import int8
 from pipeline.deploy.calibration import CalibrationRows
+from pipeline.deploy.deploy_form import write_deploy_form
 from pipeline.deploy.metadata import ExportMetadata
 from pipeline.deploy.onnx_export import export_student
 from pipeline.errors import OssicleError, near_matches
@@ -93,15 +94,20 @@ def network_costs(name: str) -> dict[str, int]:
 
 
 def export(name: str, folder: Path) -> dict[str, Path]:
-    """Write the student's float32 and S8S8 files into ``folder``, every layer in int8, and return them."""
+    """Write the student's float32 and S8S8 files into ``folder`` as ``ossicle export`` does, every layer in int8."""
     clips = Clips(SHAPE[2], SEED)
     metadata = ExportMetadata(LogMelConfig(), student=name)
-    fp32 = folder / "student_fp32.onnx"
-    export_student(build(name), fp32, metadata=metadata)
-    rows = clips(2 * CALIBRATION_CLIPS, SHAPE[3]).numpy()
-    given = CalibrationRows(rows[:CALIBRATION_CLIPS], rows[CALIBRATION_CLIPS:], "dummy clips")
     config = ExportConfig(int8_min_cosine=-1.0, calibration_clips=CALIBRATION_CLIPS)
-    int8.quantise(fp32, folder, rows=given, config=config, metadata=metadata)
+    student = build(name)
+    fp32, deploy = folder / "student_fp32.onnx", folder / "student_deploy.onnx"
+    export_student(student, fp32, metadata=metadata)
+    rows = clips(2 * CALIBRATION_CLIPS, SHAPE[3]).numpy()
+    rewritten = write_deploy_form(
+        student, deploy, [rows[:1]], metadata=metadata, opset=config.opset, tolerance=config.parity_atol
+    )
+    given = CalibrationRows(rows[:CALIBRATION_CLIPS], rows[CALIBRATION_CLIPS:], "dummy clips")
+    source = fp32 if rewritten is None else deploy
+    int8.quantise(source, folder, rows=given, config=config, metadata=metadata)
     return {precision: folder / f"student_{precision}.onnx" for precision in PRECISIONS}
 
 
@@ -152,7 +158,9 @@ def measured(names: Collection[str], *, counted: bool = True) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Return what counts and graphs depend on beside this repository."""
-    return {**{name: version(name) for name in ("torch", "onnx", "onnxscript")}, **arm_root.versions()}
+    # A build's own suffix (+cpu) changes no graph.
+    ours = {name: version(name).partition("+")[0] for name in ("torch", "onnx", "onnxscript")}
+    return {**ours, **arm_root.versions()}
 
 
 def violations(name: str, got: dict[str, Any], committed: dict[str, Any]) -> Iterator[str]:
