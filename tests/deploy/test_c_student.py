@@ -42,6 +42,14 @@ def student(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return source, folder / "c"
 
 
+@pytest.fixture(scope="module")
+def compiled(student: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the student's program, compiled once for every length."""
+    return build.compile_source(
+        build.SOURCES / build.STUDENT_FILTER, student[1], tmp_path_factory.mktemp("compiled") / "student"
+    )
+
+
 def quantisation_step(source: Path) -> float:
     """Return the embedding's step, or where it stays float the spacing that int8 over its range would have."""
     scale = export.embedding_scale(source)
@@ -54,11 +62,11 @@ def quantisation_step(source: Path) -> float:
 
 @needs_compiler
 @pytest.mark.parametrize("frames", LENGTHS)
-def test_equals_onnx_runtime_at_any_length(student: tuple[Path, Path], frames: int) -> None:
-    source, folder = student
+def test_equals_onnx_runtime_at_any_length(student: tuple[Path, Path], compiled: Path, frames: int) -> None:
+    source, _ = student
     clips = c_networks.clips(frames)
-    found = export.compare(source, folder, clips)
-    assert found is not None and found.rows == len(clips)
+    written = build.run_program(compiled, build.student_input(list(clips[:, 0])))
+    found = export.likeness(source, clips, np.frombuffer(written, np.float32).reshape(len(clips), -1))
     assert found.centred_cosine >= 0.999
     largest = max(np.abs(run_session(open_session(source), row[None])).max() for row in clips)
     assert found.greatest_difference * largest <= 1.001 * quantisation_step(source)
@@ -73,11 +81,10 @@ def test_clean_under_sanitizers(student: tuple[Path, Path]) -> None:
 
 
 @needs_compiler
-def test_too_many_frames_are_refused_by_the_program(student: tuple[Path, Path], tmp_path: Path) -> None:
-    program = build.compile_source(build.SOURCES / build.STUDENT_FILTER, student[1], tmp_path / "student")
+def test_too_many_frames_are_refused_by_the_program(compiled: Path) -> None:
     given = build.student_input([c_networks.clips(MAX_FRAMES + 1, number=1)[0, 0]])
     with pytest.raises(MeasurementError, match="failed"):
-        build.run_program(program, given)
+        build.run_program(compiled, given)
 
 
 @needs_compiler
@@ -108,7 +115,9 @@ def test_another_network_is_no_match(student: tuple[Path, Path], tmp_path: Path)
         export.likeness(source, clips, right[::-1].copy())
 
 
-def test_on_aarch64_equals_x86_and_repeats(student: tuple[Path, Path], tmp_path: Path) -> None:
+def test_on_aarch64_equals_x86_and_repeats(
+    student: tuple[Path, Path], compiled: Path, tmp_path: Path
+) -> None:
     if not (c_toolchain.is_ready("aarch64") and arm_root.is_ready()):
         pytest.skip("no aarch64 cross compiler and emulator unpacked: ossicle c RUN --arm fetches them")
     source, folder = student
@@ -122,8 +131,7 @@ def test_on_aarch64_equals_x86_and_repeats(student: tuple[Path, Path], tmp_path:
         c_instructions.count_program(program, build.student_input(list(clips[:, 0])), "cortex-a72")
         for _ in range(2)
     ]
-    here = build.compile_source(build.SOURCES / build.STUDENT_FILTER, folder, tmp_path / "host")
-    want = np.frombuffer(build.run_program(here, build.student_input(list(clips[:, 0]))), np.float32)
+    want = np.frombuffer(build.run_program(compiled, build.student_input(list(clips[:, 0]))), np.float32)
     got = np.frombuffer(counts[0].output, np.float32)
     # Integers are equal everywhere; the few floats of a pooled vector may be fused in another order.
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=0.01 * quantisation_step(source))
