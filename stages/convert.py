@@ -156,6 +156,8 @@ def _remarks(summaries: list[dict[str, Any]]) -> Iterator[str]:
             nodes = entry.get("float_nodes") or []
             if "estimate" in entry and nodes:
                 yield f"{name}: {len(nodes)} nodes compute in float on the CPU, the first {nodes[0]}"
+            if "ethos" in summary["target"] and "estimate" not in entry:
+                yield f"{name} is in {entry['delegates']} pieces on the NPU: no estimate of the whole"
             if entry.get("left"):
                 left = ", ".join(f"{number} {operator}" for operator, number in entry["left"].items())
                 yield f"{name} leaves to portable kernels: {left}"
