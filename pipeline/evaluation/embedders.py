@@ -41,13 +41,9 @@ class Embedder(Protocol):
 
 
 class TeacherEmbedder:
-    """A teacher of the registry."""
+    """A teacher of the registry; it hears the windows resampled to its own rate, as stage 1 does."""
 
     def __init__(self, teacher: Teacher) -> None:
-        if teacher.sample_rate_hz != 44_100:
-            raise ConfigError(
-                f"evaluation hears 44,100 Hz; teacher {teacher.name} wants {teacher.sample_rate_hz} Hz"
-            )
         self.teacher = teacher
 
     def digest(self) -> str:
@@ -56,7 +52,7 @@ class TeacherEmbedder:
 
     def embed(self, batch: WindowBatch) -> Float32[np.ndarray, "windows dim"]:
         """Return the teacher's embedding of every window."""
-        return self.teacher.embed(batch.waveforms)["embedding"].numpy()
+        return self.teacher.embed(batch.at_rate(self.teacher.sample_rate_hz))["embedding"].numpy()
 
 
 class StudentEmbedder:

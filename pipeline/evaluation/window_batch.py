@@ -45,16 +45,23 @@ class WindowBatch:
     waveforms: Float32[Tensor, "windows samples"]
     clip: Int[np.ndarray, " windows"]
     _log_mels: dict[LogMelConfig, Tensor] = field(default_factory=dict)
+    _resampled: dict[int, Tensor] = field(default_factory=dict)
+
+    def at_rate(self, rate_hz: int) -> Float32[Tensor, "windows resampled"]:
+        """Return every window at ``rate_hz``, resampled as stage 1 does, once for all models of that rate."""
+        if rate_hz == SAMPLE_RATE_HZ:
+            return self.waveforms
+        if rate_hz not in self._resampled:
+            rows = [resampling.resample(row, SAMPLE_RATE_HZ, rate_hz) for row in self.waveforms.numpy()]
+            self._resampled[rate_hz] = torch.from_numpy(np.stack(rows))
+        return self._resampled[rate_hz]
 
     def log_mel(self, frontend: LogMel) -> Float32[Tensor, "windows mels frames"]:
         """Return the log-mel of every window: resampled as stage 1 does, then ``frontend``."""
         config = frontend.config
         if config not in self._log_mels:
-            rows = [
-                resampling.resample(row, SAMPLE_RATE_HZ, config.sample_rate_hz) for row in self.waveforms.numpy()
-            ]
             with torch.inference_mode():
-                self._log_mels[config] = frontend(torch.from_numpy(np.stack(rows)))
+                self._log_mels[config] = frontend(self.at_rate(config.sample_rate_hz))
         return self._log_mels[config]
 
 
