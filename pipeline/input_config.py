@@ -89,7 +89,7 @@ class DatasetInput(InputBase):
 
     kind: Literal[
         "esc50", "fsd50k", "urbansound8k", "fma", "magnatagatune", "openmic2018", "gtzan", "nsynth", "tess",
-        "tau_scenes", "dear",
+        "tau_scenes", "dear", "speech_commands",
     ]  # fmt: skip
     root: Path = Field(description="the folder that its archive unpacks to")
     label: str | None = Field(None, description="its label column; default the dataset's usual one")

@@ -293,3 +293,25 @@ def test_dear(tmp_path: Path) -> None:
     assert set(dict(found.candidates[1].columns)) == set(columns[2:])
     noise = listed("dear", tmp_path, label="stationaryOrTransientNoise", splits={"test": "validation"})
     assert noise.candidates[1].label == "stationary"
+
+
+def test_speech_commands(tmp_path: Path) -> None:
+    names = [
+        f"{word}/{speaker}_nohash_0.wav"
+        for word, speaker in (("yes", "0a7c2a8d"), ("no", "1b"), ("bed", "2c"))
+    ]
+    for name in (*names, "_background_noise_/pink_noise.wav"):
+        write(tmp_path / name, "x")
+    write(tmp_path / "validation_list.txt", names[1])
+    write(tmp_path / "testing_list.txt", names[2])
+    found = listed("speech_commands", tmp_path, splits={"test": "validation"})
+    assert sorted(rows(found)) == [
+        (names[2], "bed", "2c", "validation", -1),
+        (names[1], "no", "1b", "validation", -1),
+        (names[0], "yes", "0a7c2a8d", "train", -1),
+    ]
+    commands = listed("speech_commands", tmp_path, label="command", splits={"test": "validation"})
+    assert sorted(c.label for c in commands.candidates) == ["no", "unknown", "yes"]
+    write(tmp_path / "testing_list.txt", names[1])
+    with pytest.raises(ManifestError, match="in both lists"):
+        listed("speech_commands", tmp_path)

@@ -45,7 +45,7 @@ datasets: Registry[PublishedDataset] = Registry(
         name: f"pipeline.audio.datasets.{name}:described"
         for name in (
             "esc50", "fsd50k", "urbansound8k", "fma", "magnatagatune", "openmic2018", "gtzan", "nsynth", "tess",
-            "tau_scenes", "dear",
+            "tau_scenes", "dear", "speech_commands",
         )
     },
 )  # fmt: skip
