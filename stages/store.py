@@ -156,7 +156,7 @@ def recompute(recipe: Recipe, makers: Sequence[ArrayMaker]) -> auditing.Recomput
     import torch
 
     from pipeline import manifest
-    from pipeline.audio.decode import resample
+    from pipeline.audio.resampling import resample
     from pipeline.audio.plan import SAMPLE_RATE_HZ
     from pipeline.audio.render import Renderer
     from pipeline.audio.windows import fit, frame_count

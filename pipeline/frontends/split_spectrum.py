@@ -17,7 +17,7 @@ class SplitPower(nn.Module):
 
     One strided convolution over blocks of samples does framing, window and the first stage; one matrix product
     the second; one more the mel bands, its columns in the order in which the bins come out. Where no useful block
-    divides both FFT and hop, frames are copied out first.
+    divides both FFT and hop, frames are copied out first. Without bands the DFT stays in one stage.
 
     Args:
         window: (n_fft,) float64.
@@ -34,7 +34,8 @@ class SplitPower(nn.Module):
         super().__init__()
         self.hop_length, self.power = config.hop_length, config.power
         bins = config.n_fft // 2 + 1
-        taps = best_taps(config.n_fft, config.hop_length)
+        # Bins as they are, in decibels, show the rounding of a quiet one beside a loud one: two stages round more.
+        taps = config.n_fft if bank is None else best_taps(config.n_fft, config.hop_length)
         self.n_fft, self.phases = config.n_fft, config.n_fft // taps
         second: np.ndarray | None = None
         if self.phases == 1:
