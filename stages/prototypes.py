@@ -21,6 +21,7 @@ from pipeline import manifest as manifests
 from pipeline import recipe as recipes
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError, near_matches
+from pipeline.evaluation import clip_store
 from pipeline.evaluation import clips as task_clips
 from pipeline.evaluation.clip_vectors import embed_clips
 from pipeline.evaluation.clips import TaskClips
@@ -279,6 +280,7 @@ def _embed(
             clips, {key: one.embedder for key, one in once.items()}, windowing, folder / "embeddings",
             lambda done, total: progress.update(bar, completed=done, total=total),
             others=[locations.evaluation_folder(recipe) / "embeddings"],
+            shared=locations.root(recipe) / clip_store.FOLDER,
         )  # fmt: skip
     heard = np.ones(len(clips.frame), dtype=bool)
     heard[[clip.row for clip in vectors.unusable]] = False

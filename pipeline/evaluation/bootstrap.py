@@ -8,6 +8,7 @@ from jaxtyping import Bool
 from pipeline.errors import OssicleError
 
 LEVEL = 0.95
+WEIGHTS_AT_ONCE = 4_000_000
 
 
 def interval(
@@ -34,8 +35,8 @@ def interval(
     """
     if resamples == 0:
         return float("nan"), float("nan")
-    means = _draws(correct, labels, groups, folds, metric=metric, resamples=resamples, seed=seed)
-    return _bounds(means)
+    means = draws(correct, labels, groups, folds, metric=metric, resamples=resamples, seed=seed)
+    return bounds(means)
 
 
 def difference_interval(
@@ -65,18 +66,19 @@ def difference_interval(
     if resamples == 0:
         return float("nan"), float("nan")
     ours, theirs = (
-        _draws(answers, labels, groups, folds, metric=metric, resamples=resamples, seed=seed)
+        draws(answers, labels, groups, folds, metric=metric, resamples=resamples, seed=seed)
         for answers in (correct, reference)
     )
-    return _bounds(ours - theirs)
+    return bounds(ours - theirs)
 
 
-def _bounds(means: np.ndarray) -> tuple[float, float]:
+def bounds(means: np.ndarray) -> tuple[float, float]:
+    """Return the middle 95 % of the draws; NaN draws are left out."""
     low, high = np.nanquantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
-def _draws(
+def draws(
     correct: np.ndarray,
     labels: np.ndarray,
     groups: np.ndarray,
@@ -86,7 +88,15 @@ def _draws(
     resamples: int,
     seed: int,
 ) -> np.ndarray:
-    """Return the mean over folds of each draw (resamples,); equal seeds draw equal groups."""
+    """Return the mean over folds of each draw (resamples,); equal seeds draw equal groups.
+
+    Args:
+        correct: whether each clip was classified rightly.
+        labels, groups, folds: of each clip.
+        metric: ``accuracy`` or ``balanced_accuracy``.
+        resamples: number of draws.
+        seed: of the draws.
+    """
     _, group_of = np.unique(groups, return_inverse=True)
     cells = (
         folds if metric == "accuracy" else np.array([f"{f}\t{y}" for f, y in zip(folds, labels, strict=True)])
@@ -98,13 +108,19 @@ def _draws(
     np.add.at(right, (group_of, cell_of), correct)
     np.add.at(total, (group_of, cell_of), 1)
     generator = np.random.default_rng(seed)
-    weights = generator.multinomial(count, np.full(count, 1.0 / count), size=resamples).astype(np.float64)
-    drawn = weights @ total
-    with np.errstate(invalid="ignore"):
-        share = (weights @ right) / drawn
     fold_of_cell = np.array([str(name).split("\t")[0] for name in cell_names])
-    per_fold = [_mean(share[:, fold_of_cell == fold]) for fold in np.unique(fold_of_cell)]
-    return _mean(np.stack(per_fold, axis=1))
+    step = max(1, WEIGHTS_AT_ONCE // count)
+    means = []
+    # In parts the generator gives the same draws, and thousands of recordings fit in memory.
+    for start in range(0, resamples, step):
+        size = min(step, resamples - start)
+        weights = generator.multinomial(count, np.full(count, 1.0 / count), size=size).astype(np.float64)
+        drawn = weights @ total
+        with np.errstate(invalid="ignore"):
+            share = (weights @ right) / drawn
+        per_fold = [_mean(share[:, fold_of_cell == fold]) for fold in np.unique(fold_of_cell)]
+        means.append(_mean(np.stack(per_fold, axis=1)))
+    return np.concatenate(means)
 
 
 def _mean(values: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What out-of-fold answers say class by class and device by device: confusion, recall, precision."""
+"""What out-of-fold answers say class by class and condition by condition: confusion, recall, precision."""
 
 from __future__ import annotations
 
@@ -45,36 +45,35 @@ def per_class(
     return rows
 
 
-def per_device(
+def per_condition(
     correct: Bool[np.ndarray, " clips"],
     labels: np.ndarray,
     groups: np.ndarray,
     folds: np.ndarray,
-    devices: np.ndarray,
+    conditions: np.ndarray,
     *,
     metric: str,
     resamples: int,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """Return a row a device: clips, score with its 95 % interval over recordings, and whether it was ever trained on.
+    """Return a row a condition (a recording device), its score with the 95 % interval over its recordings.
 
-    ``seen`` is the share of its clips whose probe was fitted on other clips of the same device: 0 for a device that
-    only the held-out fold has (DCASE's unseen devices).
+    ``seen`` is whether some probe that answered it was fitted on other clips of the same condition: not for one that
+    a single held-out fold has (DCASE's unseen devices).
     """
     rows = []
-    for device in np.unique(devices):
-        inside = devices == device
+    for condition in np.unique(conditions):
+        inside = conditions == condition
         low, high = bootstrap.interval(
             correct[inside], labels[inside], groups[inside], folds[inside],
             metric=metric, resamples=resamples, seed=seed,
         )  # fmt: skip
-        of_device = folds[inside]
-        seen = np.array([bool((of_device != fold).any()) for fold in of_device])
+        of_condition = folds[inside]
         value = float(np.mean(probes.score(correct[inside], labels[inside], folds[inside], metric)))
         rows.append(
             {
-                "device": str(device), "clips": int(inside.sum()), "score": value, "low": low, "high": high,
-                "seen": float(seen.mean()),
+                "condition": str(condition), "rows": int(inside.sum()), "score": value, "low": low, "high": high,
+                "seen": len(np.unique(of_condition)) > 1,
             }
         )  # fmt: skip
     return rows

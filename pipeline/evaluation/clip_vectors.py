@@ -14,6 +14,7 @@ from jaxtyping import Float32
 
 from pipeline import artifact, config
 from pipeline.errors import AudioError
+from pipeline.evaluation.clip_store import ClipStore
 from pipeline.evaluation.clips import TaskClips
 from pipeline.evaluation.embedders import Embedder
 from pipeline.evaluation.window_batch import UnusableClip, Windowing, batches
@@ -38,31 +39,33 @@ def embed_clips(
     clips: TaskClips,
     embedders: Mapping[str, Embedder],
     windowing: Windowing,
-    folder: Path,
+    folder: Path | None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     others: Sequence[Path] = (),
+    shared: Path | None = None,
 ) -> ClipVectors:
-    """Return the clip vectors of every model; files in ``folder`` of the same digest are read, not made again.
+    """Return the clip vectors of every model; what ``folder`` or ``shared`` has of the same digest is not made again.
 
-    Each clip is decoded once for all models. One file a model: ``<task>.<model key>.npz`` with ``embedding``,
-    ``clip_id``, ``label``, ``group``, ``fold``, ``unusable`` (reason or ""), ``digest``.
+    Each clip is decoded once for all models. In ``folder`` one file a model: ``<task>.<model key>.npz`` with
+    ``embedding``, ``clip_id``, ``label``, ``group``, ``fold``, ``unusable`` (reason or ""), ``digest``. In ``shared``
+    one :class:`~pipeline.evaluation.clip_store.ClipStore` a task, read and added to by every evaluation.
 
     Args:
         clips: the task.
         embedders: by key; keys become file names.
         windowing: how clips are cut.
-        folder: where the files are.
+        folder: where the files are; None = in ``shared`` alone.
         on_progress: called with clips done and clips in all.
         others: folders of earlier evaluations; a file of the same digest there, whatever its model key, is copied.
+        shared: folder of the stores that all evaluations share; None = none.
 
     Raises:
         AudioError: not one clip can be decoded.
     """
     frame = clips.frame
     names = {key: _name(clips, embedder, windowing) for key, embedder in embedders.items()}
-    _adopt(clips, names, folder, others)
-    found = {key: _read(folder / _file(clips, key), names[key]) for key in embedders}
-    embeddings = {key: vectors for key, vectors in found.items() if vectors is not None}
+    store = ClipStore(shared, clips, windowing) if shared is not None else None
+    embeddings, stored = _found(clips, embedders, names, folder, others, store)
     missing = {key: embedder for key, embedder in embedders.items() if key not in embeddings}
     unusable: list[UnusableClip] = []
     if missing:
@@ -82,13 +85,64 @@ def embed_clips(
                 got=f"{unusable[0].path}: {unusable[0].reason}",
             )  # fmt: skip
         divisor = np.where(counts > 0, counts, np.nan)[:, None]
-        for key, total in sums.items():
-            embeddings[key] = (total / divisor).astype(np.float32)
+        embeddings |= {key: (total / divisor).astype(np.float32) for key, total in sums.items()}
+    else:
+        unusable = _known_unusable(clips, names, folder, others, store, stored)
+    for key in embedders if folder is not None else ():
+        if _digest(folder / _file(clips, key)) != names[key]:
             content = _packed(clips, embeddings[key], names[key], unusable)
             artifact.write_bytes(folder / _file(clips, key), content)
-    else:
-        unusable = _read_unusable(folder / _file(clips, next(iter(embedders))), list(frame["path"]))
+    fresh = {embedders[key].digest(): embeddings[key] for key in embedders if key not in stored}
+    if store is not None and fresh:
+        store.write(fresh, unusable)
     return ClipVectors({key: embeddings[key] for key in embedders}, unusable)
+
+
+def _found(
+    clips: TaskClips,
+    embedders: Mapping[str, Embedder],
+    names: Mapping[str, str],
+    folder: Path | None,
+    others: Sequence[Path],
+    store: ClipStore | None,
+) -> tuple[dict[str, np.ndarray], set[str]]:
+    """Return what is known already, and the keys of it that the store has."""
+    if folder is not None:
+        _adopt(clips, names, folder, others)
+    embeddings, stored = {}, set()
+    for key, embedder in embedders.items():
+        vectors = store.read(embedder.digest()) if store is not None else None
+        if vectors is not None:
+            stored.add(key)
+        elif folder is not None:
+            vectors = _read(folder / _file(clips, key), names[key])
+        elif (path := _elsewhere(clips, names[key], others)) is not None:
+            vectors = _read(path, names[key])
+        if vectors is not None:
+            embeddings[key] = vectors
+    return embeddings, stored
+
+
+def _elsewhere(clips: TaskClips, name: str, others: Sequence[Path]) -> Path | None:
+    """Return the file of digest ``name`` in the folders of earlier evaluations."""
+    paths = (path for other in others for path in sorted(other.glob(f"{clips.task.name}.*.npz")))
+    return next((path for path in paths if _digest(path) == name), None)
+
+
+def _known_unusable(
+    clips: TaskClips,
+    names: Mapping[str, str],
+    folder: Path | None,
+    others: Sequence[Path],
+    store: ClipStore | None,
+    stored: set[str],
+) -> list[UnusableClip]:
+    """Return what could not be decoded when the vectors were made: the same for every model."""
+    if store is not None and stored:
+        return store.unusable()
+    key = next(iter(names))
+    path = folder / _file(clips, key) if folder is not None else _elsewhere(clips, names[key], others)
+    return _read_unusable(path, list(clips.frame["path"])) if path is not None else []
 
 
 def _adopt(clips: TaskClips, names: Mapping[str, str], folder: Path, others: Sequence[Path]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from pipeline.evaluation.embedders import (
     random_embedder,
     run_embedder,
 )
-from pipeline.evaluation.scoring import INT8, LABELS, LOG_MEL, RANDOM, STUDENT, TEACHER, Model
+from pipeline.evaluation.scoring import INT8, LABELS, LOG_MEL, RANDOM, REFERENCE, STUDENT, TEACHER, Model
 from pipeline.students.saved import DESCRIPTION_FILE, SavedStudent, read_description
 
 ROLE_OF_CONTROL = {"none": STUDENT, "random": RANDOM, "labels": LABELS}
@@ -44,6 +45,15 @@ class Comparison:
         name = settings.teacher.name
         embedder = open_embedder(f"{TEACHER_PREFIX}{name}", settings.teacher, cache)
         self.add(Model(file_key(f"teacher-{name}"), TEACHER, name, source=embedder.digest()), embedder)
+
+    def add_other_teachers(self, names: Sequence[str], settings: EmbedConfig, cache: Path | None) -> None:
+        """Add further teachers, to compare with; the recipe's own is passed over."""
+        for name in names:
+            if name != settings.teacher.name:
+                embedder = open_embedder(f"{TEACHER_PREFIX}{name}", settings.teacher, cache)
+                self.add(
+                    Model(file_key(f"teacher-{name}"), REFERENCE, name, source=embedder.digest()), embedder
+                )
 
     def add_log_mel(self, frontend: LogMelConfig) -> None:
         """Add the two floors without a network."""

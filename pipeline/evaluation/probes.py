@@ -6,7 +6,7 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
@@ -29,6 +29,22 @@ class ProbeSettings:
     logistic_c: float = 0.1
 
 
+@dataclass(frozen=True, eq=False)
+class ProbeAnswers:
+    """What a probe said of every clip, each fold by a probe fitted on all others.
+
+    Attributes:
+        predicted: labels.
+        probabilities: (clips, classes): the neighbours' votes, or softmax; 0 for a class that the training folds
+            lack.
+        classes: labels of the columns, in alphabetical order.
+    """
+
+    predicted: Shaped[np.ndarray, " clips"]
+    probabilities: Float[np.ndarray, "clips classes"]
+    classes: Shaped[np.ndarray, " classes"]
+
+
 def predict(
     probe: str,
     embedding: Float[np.ndarray, "clips dim"],
@@ -48,11 +64,27 @@ def predict(
     Raises:
         OssicleError: an embedding is not finite, or there are fewer training clips than neighbours.
     """
+    return out_of_fold(probe, embedding, labels, folds, settings).predicted
+
+
+def out_of_fold(
+    probe: str,
+    embedding: Float[np.ndarray, "clips dim"],
+    labels: np.ndarray,
+    folds: Int[np.ndarray, " clips"],
+    settings: ProbeSettings,
+) -> ProbeAnswers:
+    """Return labels and probabilities for every clip, each fold by a probe fitted on all other folds.
+
+    Arguments and errors are those of :func:`predict`.
+    """
     if not np.isfinite(embedding).all():
         bad = int((~np.isfinite(embedding).all(axis=1)).sum())
         raise OssicleError("embeddings hold NaN or infinity", got=f"{bad} of {len(embedding)} clips")
     features = np.asarray(embedding, dtype=np.float64)
+    classes = np.unique(labels)
     predicted = np.empty(len(labels), dtype=labels.dtype)
+    probabilities = np.zeros((len(labels), len(classes)), dtype=np.float32)
     # Beside other busy processes, BLAS threads made logistic regression a hundred times slower (190 s for 2).
     with threadpool_limits(limits=1, user_api="blas"), warnings.catch_warnings():
         warnings.simplefilter("error", ConvergenceWarning)
@@ -71,8 +103,11 @@ def predict(
                     "logistic regression did not converge", got=str(warning).splitlines()[0],
                     run="--set evaluate.logistic_c=0.01",
                 ) from warning  # fmt: skip
-            predicted[held_out] = model.predict(features[held_out])
-    return predicted
+            shares = model.predict_proba(features[held_out])
+            columns = np.searchsorted(classes, model.classes_)
+            probabilities[np.ix_(np.flatnonzero(held_out), columns)] = shares
+            predicted[held_out] = model.classes_[shares.argmax(axis=1)]
+    return ProbeAnswers(predicted, probabilities, classes)
 
 
 def score(

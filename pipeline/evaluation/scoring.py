@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32
 
 from pipeline.config import EvaluateConfig
-from pipeline.evaluation import bootstrap, probes
+from pipeline.evaluation import bootstrap, probe_answers, probes, significance
 from pipeline.evaluation.clips import TaskClips
+from pipeline.evaluation.probes import ProbeAnswers
 
 TEACHER, STUDENT, INT8, RANDOM, LABELS, LOG_MEL = "teacher", "student", "int8", "random", "labels", "log_mel"
+REFERENCE = "reference"
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Model:
 
     Attributes:
         key: unique, fit for a file name: ``cnn4-seed1``, ``cnn4-seed1-int8``, ``teacher-aisfx``.
-        role: ``teacher``, ``student``, ``int8``, ``random``, ``labels`` or ``log_mel``.
+        role: ``teacher``, ``student``, ``int8``, ``random``, ``labels``, ``log_mel``, ``reference`` (another teacher).
         name: the run's name, without its seed: ``cnn4``, ``aisfx``, ``mean_std``.
         seed: of the run; None where there is none.
         floor: key of the network whose random initialisations are its floor; equal for student and floor.
@@ -79,6 +82,8 @@ class Answers:
         task: its name; ``metric``: how it is scored.
         labels, groups, folds: of the clips that every model could hear.
         correct: (model key, probe) to (clips,), in their order.
+        outcomes: the answers themselves, with their probabilities, by the same keys.
+        heard: of all of the task's clips, which they are.
     """
 
     task: str
@@ -87,10 +92,15 @@ class Answers:
     groups: np.ndarray
     folds: np.ndarray
     correct: dict[tuple[str, str], Bool[np.ndarray, " clips"]]
+    outcomes: dict[tuple[str, str], ProbeAnswers] = field(default_factory=dict)
+    heard: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
 
 
 def answer_task(
-    clips: TaskClips, embeddings: Mapping[str, Float32[np.ndarray, "clips dim"]], settings: EvaluateConfig
+    clips: TaskClips,
+    embeddings: Mapping[str, Float32[np.ndarray, "clips dim"]],
+    settings: EvaluateConfig,
+    cache: Path | None = None,
 ) -> Answers:
     """Return the answers of every model under every probe; clips that no model could hear are left out of all.
 
@@ -98,6 +108,7 @@ def answer_task(
         clips: a labelled task.
         embeddings: clip vectors by model key.
         settings: of the probes.
+        cache: folder of earlier answers, see :mod:`~pipeline.evaluation.probe_answers`; None = none.
     """
     heard = np.ones(len(clips.frame), dtype=bool)
     for vectors in embeddings.values():
@@ -106,12 +117,13 @@ def answer_task(
     labels, groups = frame["label"].to_numpy(dtype=str), frame["group"].to_numpy(dtype=str)
     folds = frame["fold"].to_numpy(dtype=np.int64)
     probe_settings = probes.ProbeSettings(settings.neighbours, settings.logistic_c)
-    correct = {
-        (key, probe): probes.predict(probe, vectors[heard], labels, folds, probe_settings) == labels
+    outcomes = {
+        (key, probe): probe_answers.answers(probe, vectors[heard], labels, folds, probe_settings, cache)
         for key, vectors in embeddings.items()
         for probe in probes.PROBES
     }
-    return Answers(clips.task.name, clips.task.metric, labels, groups, folds, correct)
+    correct = {place: found.predicted == labels for place, found in outcomes.items()}
+    return Answers(clips.task.name, clips.task.metric, labels, groups, folds, correct, outcomes, heard)
 
 
 def score_task(
@@ -153,7 +165,10 @@ def score_answers(answers: Answers, models: Mapping[str, Model], settings: Evalu
 
 @dataclass(frozen=True)
 class Difference:
-    """Score of ``model`` less that of ``reference`` on the same clips, and its paired 95 % interval."""
+    """Score of ``model`` less that of ``reference`` on the same clips, and its paired 95 % interval.
+
+    ``p_value``: of the same draws, two-sided, before any correction for how many differences are looked at.
+    """
 
     task: str
     probe: str
@@ -162,6 +177,7 @@ class Difference:
     difference: float
     low: float
     high: float
+    p_value: float | None = None
 
     @property
     def decided(self) -> bool:
@@ -172,21 +188,30 @@ class Difference:
 def differences(answers: Answers, settings: EvaluateConfig) -> list[Difference]:
     """Return the difference of every two models under every probe, the later less the earlier."""
     keys = list(dict.fromkeys(key for key, _ in answers.correct))
+    labels, groups, folds, metric = answers.labels, answers.groups, answers.folds, answers.metric
     found = []
     for probe in probes.PROBES:
+        values = {
+            key: float(np.mean(probes.score(answers.correct[key, probe], labels, folds, metric)))
+            for key in keys
+        }
+        drawn = {
+            key: bootstrap.draws(
+                answers.correct[key, probe], labels, groups, folds,
+                metric=metric, resamples=settings.bootstrap, seed=settings.seed,
+            )
+            for key in (keys if settings.bootstrap else ())
+        }  # fmt: skip
         for first, reference in enumerate(keys):
             for model in keys[first + 1 :]:
-                ours, theirs = answers.correct[model, probe], answers.correct[reference, probe]
-                low, high = bootstrap.difference_interval(
-                    ours, theirs, answers.labels, answers.groups, answers.folds,
-                    metric=answers.metric, resamples=settings.bootstrap, seed=settings.seed,
-                )  # fmt: skip
-                scores = [
-                    float(np.mean(probes.score(correct, answers.labels, answers.folds, answers.metric)))
-                    for correct in (ours, theirs)
-                ]
+                low = high = p_value = float("nan")
+                if settings.bootstrap:
+                    apart = drawn[model] - drawn[reference]
+                    low, high = bootstrap.bounds(apart)
+                    p_value = significance.p_value(apart)
+                difference = values[model] - values[reference]
                 found.append(
-                    Difference(answers.task, probe, model, reference, scores[0] - scores[1], low, high)
+                    Difference(answers.task, probe, model, reference, difference, low, high, p_value)
                 )
     return found
 

@@ -12,7 +12,7 @@ import pandas as pd
 from pipeline import config
 from pipeline.config import EvaluateConfig
 from pipeline.errors import OssicleError
-from pipeline.evaluation import group_intervals, metrics
+from pipeline.evaluation import group_intervals, metrics, significance
 from pipeline.evaluation.probes import PROBES
 from pipeline.evaluation.scoring import TEACHER, Difference, Model, Score
 from pipeline.evaluation.split_probes import SplitProbes
@@ -73,7 +73,7 @@ def score_split_tasks(
                 embedding = matrices[task.unit][key][task.rows]
                 shared = {
                     _same_rows(task): SplitProbes(
-                        embedding, task.held_out, task.groups, settings.grid, settings.seed
+                        embedding, task.held_out, task.groups, settings.grid, settings.seed, task.validation
                     )
                 }
                 probes = shared[_same_rows(task)]
@@ -87,7 +87,7 @@ def score_split_tasks(
                     task.metric, truth, answer.prediction, groups,
                     resamples=settings.bootstrap, seed=settings.seed, universe=universe,
                 )  # fmt: skip
-                found.predictions[task.name][f"{key}.{probe}"] = answer.prediction
+                found.predictions[task.name][f"{key}.{probe}"] = _column(answer.prediction)
                 found.rows.append(
                     _row(
                         model, task.name, probe, value, drawn[place], strength=answer.strength,
@@ -130,9 +130,15 @@ def described(task: SplitTask, licence: str) -> dict[str, Any]:
     return {
         "name": task.name, "title": task.title, "about": task.about, "licence": licence, "metric": task.metric,
         "labelled": True, "clips": len(task.rows), "groups": len(np.unique(task.groups)), "unit": task.unit,
-        "classes": {name: int((task.truth == name).sum()) for name in task.classes}, "folds": [0],
+        "classes": _members(task), "folds": [0],
         "test_rows": len(test), "test_groups": len(np.unique(held_out)), "left_out": task.left_out, "unusable": [],
     }  # fmt: skip
+
+
+def _members(task: SplitTask) -> dict[str, int]:
+    if task.tags:
+        return {name: int((task.truth[:, place] == 1).sum()) for place, name in enumerate(task.tags)}
+    return {name: int((task.truth == name).sum()) for name in task.classes}
 
 
 def _row(
@@ -167,10 +173,10 @@ def _differences(
             for place, reference in enumerate(keys):
                 for model in keys[place + 1 :]:
                     ours, theirs = (model, task, probe), (reference, task, probe)
-                    low, high = group_intervals.bounds(drawn[ours] - drawn[theirs])
-                    found.append(
-                        Difference(task, probe, model, reference, values[ours] - values[theirs], low, high)
-                    )
+                    apart = drawn[ours] - drawn[theirs]
+                    low, high = group_intervals.bounds(apart)
+                    difference, p_value = values[ours] - values[theirs], significance.p_value(apart)
+                    found.append(Difference(task, probe, model, reference, difference, low, high, p_value))
     return found
 
 
@@ -178,9 +184,18 @@ def _table(task: SplitTask) -> pd.DataFrame:
     inside = task.held_out
     if not inside.any():
         raise OssicleError(f"task {task.name!r} has no test rows")
-    return pd.DataFrame({"row": task.rows[inside], "group": task.groups[inside], "truth": task.truth[inside]})
+    table = pd.DataFrame(
+        {"row": task.rows[inside], "group": task.groups[inside], "truth": _column(task.truth[inside])}
+    )
+    return table if task.conditions is None else table.assign(condition=task.conditions[inside])
+
+
+def _column(values: np.ndarray) -> Any:
+    """Return a table's column: of several tags, a list a row."""
+    return values if values.ndim == 1 else values.tolist()
 
 
 def _same_rows(task: SplitTask) -> str:
     # Held-out and group follow from the row.
-    return config.digest({"unit": task.unit, "rows": task.rows.tolist()})
+    validation = None if task.validation is None else task.validation.tolist()
+    return config.digest({"unit": task.unit, "rows": task.rows.tolist(), "validation": validation})
