@@ -24,6 +24,7 @@ from pipeline.loss_config import LossConfig as LossConfig
 from pipeline.probe_config import ProbeGridConfig as ProbeGridConfig
 from pipeline.qat_config import QatConfig as QatConfig
 from pipeline.relations_config import RelationsConfig as RelationsConfig
+from pipeline.report_config import ReportConfig as ReportConfig
 from pipeline.search_config import SearchConfig as SearchConfig
 from pipeline.search_config import SelectionConfig as SelectionConfig
 from pipeline.search_config import SweepConfig as SweepConfig
@@ -207,6 +208,7 @@ class Recipe(Section):
     export: ExportConfig = ExportConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     benchmark: BenchmarkConfig = BenchmarkConfig()
+    report: ReportConfig = ReportConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     selection: SelectionConfig = SelectionConfig()
     sweep: SweepConfig = SweepConfig()
