@@ -1,4 +1,4 @@
-"""``ossicle report``: one self-contained HTML page of everything that was measured, and a picture for the README."""
+"""``ossicle report``: a static site of everything measured, the same on one page, and a picture for the README."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from typing import Any
 from rich.console import Console
 
 from pipeline import artifact
+from pipeline import recipe as recipes
 from pipeline.config import Recipe
 from pipeline.errors import MissingDependencyError
 from pipeline.section import digest
 from stages import locations
 
-PAGE, PICTURE = "report.html", "report.png"
+INDEX, PAGE, PICTURE = "index.html", "report.html", "report.png"
 
 
 def run(recipe: Recipe, *, console: Console) -> Path:
-    """Write ``report.html`` and ``report.png`` from whatever artifacts of ``recipe`` are finished.
+    """Write the site (``index.html``), ``report.html`` and ``report.png`` from whatever artifacts are finished.
 
     A stage that was not run yet leaves a note in its section, with the command that fills it.
 
@@ -32,6 +33,7 @@ def run(recipe: Recipe, *, console: Console) -> Path:
         from stages.report_page import evidence as evidences
         from stages.report_page.page import render
         from stages.report_page.picture import picture
+        from stages.report_site import site
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
             f"the report needs {error.name}", run="pip install 'ossicle[report]'"
@@ -42,13 +44,14 @@ def run(recipe: Recipe, *, console: Console) -> Path:
     config: dict[str, Any] = {
         "recipe": recipe.model_dump(mode="json", exclude={"paths"}),
         "missing": evidence.missing,
-        "code": 1,
+        "code": 2,
     }
     if artifact.is_finished(folder, artifact.identity("report", config, inputs)):
-        console.print(f"report: reused {folder / PAGE}")
+        console.print(f"report: reused {folder / INDEX}")
         return folder
     made_at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     artifact.write_bytes(folder / PAGE, render(evidence, made_at).encode())
+    site.write(evidence, folder, made_at)
     drawn = picture(evidence)
     if drawn is not None:
         artifact.write_bytes(folder / PICTURE, drawn)
@@ -57,7 +60,7 @@ def run(recipe: Recipe, *, console: Console) -> Path:
     )
     for note in evidence.missing.values():
         console.print(f"report: {note}")
-    console.print(f"report: {folder / PAGE}")
+    console.print(f"report: {folder / INDEX}")
     return folder
 
 
@@ -65,6 +68,7 @@ def _inputs(evidence: Any) -> dict[str, str]:
     found = {kind: record.digest for kind, record in evidence.artifacts.items()}
     for extra in evidence.extra:
         found[f"table:{extra.name}"] = digest(extra)
+    found["table:published"] = artifact.file_digest(recipes.DATA_MANIFESTS / "published.csv")
     for one in evidence.runs:
         found[f"run:{one.label}"] = one.record.digest
         if one.export is not None:
