@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -160,6 +160,18 @@ class EvaluateConfig(Section):
         description="random initialisations scored for each student that no random run of the recipe covers",
     )
     seed: int = 0
+    teachers: tuple[str, ...] = Field(
+        (), description="further teachers to score, and to compare every model with, beside the recipe's own"
+    )
+    overlap_at: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (1, 5, 10, 50),
+        min_length=1,
+        description="every k of neighbour overlap@k; those above the clips are left out",
+    )
+    umap: bool = Field(False, description="a UMAP map beside each t-SNE map; needs ossicle[umap]")
+    shots: int = Field(5, ge=0, description="clips a class taught in a few-shot episode; 0 = no episodes")
+    episodes: int = Field(100, ge=2, description="few-shot episodes a task")
+    calibration_bins: int = Field(15, ge=2, description="of equal mass, for the calibration error of probes")
     grid: ProbeGridConfig = ProbeGridConfig()
 
 
