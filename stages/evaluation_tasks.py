@@ -12,6 +12,7 @@ from pipeline.config import Recipe
 from pipeline.errors import ConfigError
 from pipeline.evaluation import clips as task_clips
 from pipeline.evaluation.clips import TaskClips
+from pipeline.evaluation.dataset_clips import from_dataset
 from pipeline.evaluation.suite import suite_names
 from pipeline.evaluation.task import read_task
 from stages import locations
@@ -55,13 +56,20 @@ def choose(
     found = []
     for name in (name for name in names if name not in suites):
         task = read_task(name, recipes.DATA_MANIFESTS / "tasks")
-        if task.audio.source == "csv":
+        if task.folds.kind == "split" and stage != "evaluate":
+            console.print(
+                f"{stage}: {name}: a task of the dataset's own splits is scored by ossicle evaluate alone"
+            )
+            continue
+        if task.audio.source != "manifest":
             if name not in roots:
                 raise ConfigError(
-                    f"task {name!r} needs its audio", expected=f"a folder with {task.audio.file}",
+                    f"task {name!r} needs its audio",
+                    expected=f"a folder with {task.audio.file or task.audio.dataset + ' unpacked'}",
                     run=f"--set evaluate.audio_roots.{name}=FOLDER",
-                )  # fmt: skip
-            found.append(task_clips.from_csv(task, roots[name]))
+                )
+            read = task_clips.from_csv if task.audio.source == "csv" else from_dataset
+            found.append(read(task, roots[name]))
             continue
         clips = task_clips.from_manifest(task, known)
         if clips is None:

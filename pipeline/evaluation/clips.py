@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from pipeline.manifest import Manifest
 UNLABELLED_CLIPS = 300
 OWN_FOLDS = 5
 OWN_CLIPS_AT_LEAST = 10
+EXTRA_COLUMNS = ("absent", "condition")
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class TaskClips:
     Attributes:
         task: the task.
         frame: one row a clip: ``clip_id``, ``path`` (absolute), ``label``, ``group``, ``fold``; sorted by ``clip_id``.
+            Of a published dataset also ``absent`` (tags known not to be there) and ``condition``.
         left_out: clips of classes with fewer members than folds, by class.
     """
 
@@ -41,8 +44,18 @@ class TaskClips:
 
     def digest(self) -> str:
         """Return the digest of clips, labels and folds (not of where the files lie)."""
-        rows = self.frame[["clip_id", "label", "group", "fold"]].to_csv(index=False, lineterminator="\n")
-        return config.digest({"task": self.task.name, "metric": self.task.metric, "rows": rows})
+        columns = [
+            "clip_id",
+            "label",
+            "group",
+            "fold",
+            *(c for c in EXTRA_COLUMNS if c in self.frame.columns),
+        ]
+        rows = self.frame[columns].to_csv(index=False, lineterminator="\n")
+        content: dict[str, Any] = {"task": self.task.name, "metric": self.task.metric, "rows": rows}
+        if self.task.folds.kind == "split":
+            content |= {"also": self.task.also, "folds": self.task.folds.model_dump(mode="json")}
+        return config.digest(content)
 
 
 def from_manifest(task: Task, manifest: Manifest) -> TaskClips | None:

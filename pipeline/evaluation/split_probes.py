@@ -3,7 +3,8 @@
 Features are standardised with the development rows' mean and deviation. *linear* is logistic regression for classes
 and ridge regression for values; *knn* is the majority or the mean of the k nearest rows (Euclidean, standardised).
 C, alpha or k is the one with the best metric over pooled out-of-fold answers on development, groups kept whole; ties
-go to the smoother. The test rows are answered once, by a probe fitted on all of development.
+go to the smoother. The test rows are answered once, by a probe fitted on all of development. Where the dataset has a
+validation split of its own, strengths are chosen on that one, and every probe is fitted on the train split alone.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ from threadpoolctl import threadpool_limits
 from pipeline.errors import OssicleError
 from pipeline.evaluation import metrics
 from pipeline.evaluation.probes import LINEAR, PROBES
+from pipeline.evaluation.tag_probes import one_vs_rest, tag_vote
 from pipeline.probe_config import ProbeGridConfig
 
 _MAX_ITERATIONS = 2_000
-Truth = Shaped[np.ndarray, " development"]
-Answers = Shaped[np.ndarray, "strengths rows"]
+Truth = Shaped[np.ndarray, "development ..."]
+Answers = Shaped[np.ndarray, "strengths rows ..."]
 Solver = Callable[[np.ndarray, np.ndarray, np.ndarray, Sequence[float]], np.ndarray]
 
 
@@ -38,13 +40,13 @@ class Answer:
     """What a probe said of the test rows, with which C, alpha or k, and how that one did on development.
 
     Attributes:
-        prediction: (test,) labels or values.
+        prediction: (test,) labels or values, or (test, tags) scores.
         strength: C, alpha or k.
         development_score: the metric of its out-of-fold answers.
         at_edge: the grid's first or last, so that a wider grid may do better.
     """
 
-    prediction: Shaped[np.ndarray, " test"]
+    prediction: Shaped[np.ndarray, "test ..."]
     strength: float
     development_score: float
     at_edge: bool
@@ -59,6 +61,7 @@ class SplitProbes:
         groups: (rows,) what cross-validation keeps whole.
         grid: strengths and folds.
         seed: of the folds.
+        validation: which of the other rows are the dataset's own validation split; None = draw folds.
 
     Raises:
         OssicleError: an embedding is not finite, or development has fewer groups than folds.
@@ -71,22 +74,22 @@ class SplitProbes:
         groups: np.ndarray,
         grid: ProbeGridConfig,
         seed: int = 0,
+        validation: Bool[np.ndarray, " rows"] | None = None,
     ) -> None:
         if not np.isfinite(embedding).all():
             bad = int((~np.isfinite(embedding).all(axis=1)).sum())
             raise OssicleError("embeddings hold NaN or infinity", got=f"{bad} of {len(embedding)} rows")
-        scaler = StandardScaler().fit(embedding[~held_out].astype(np.float64))
+        fitted = ~held_out if validation is None else ~held_out & ~validation
+        scaler = StandardScaler().fit(embedding[fitted].astype(np.float64))
         self.development: np.ndarray = scaler.transform(embedding[~held_out].astype(np.float64))
         self.test: np.ndarray = scaler.transform(embedding[held_out].astype(np.float64))
         self.grid = grid
-        found = groups[~held_out]
-        if len(np.unique(found)) < grid.folds:
-            raise OssicleError(
-                "development has fewer groups than cross-validation has folds", expected=f">= {grid.folds}",
-                got=len(np.unique(found)), run="--set evaluate.grid.folds=2",
-            )  # fmt: skip
-        folds = GroupKFold(grid.folds, shuffle=True, random_state=seed)
-        self.folds: list[tuple[np.ndarray, np.ndarray]] = list(folds.split(self.development, groups=found))
+        self.fitted: np.ndarray = np.flatnonzero(fitted[~held_out])
+        if validation is None:
+            self.folds = _drawn_folds(groups[~held_out], grid.folds, seed)
+        else:
+            self.folds = [(self.fitted, np.flatnonzero(validation[~held_out]))]
+        self.scored: np.ndarray = np.sort(np.concatenate([rows for _, rows in self.folds]))
 
     def answer(self, probe: str, truth: Truth, metric: str) -> Answer:
         """Return the answers to the test rows.
@@ -110,7 +113,7 @@ class SplitProbes:
             else:
                 strengths, out_of_fold, test = self._nearest(truth, kind)
         sign = 1 if metrics.find(metric).higher_is_better else -1
-        scores = [metrics.score(metric, truth, answers) for answers in out_of_fold]
+        scores = [metrics.score(metric, truth[self.scored], answers[self.scored]) for answers in out_of_fold]
         # Strengths go from smooth to rough, and the first of equals wins.
         best = int(np.argmax(sign * np.array(scores)))
         at_edge = len(strengths) > 1 and best in (0, len(strengths) - 1)
@@ -119,18 +122,23 @@ class SplitProbes:
     def _linear(
         self, truth: Truth, kind: metrics.Kind
     ) -> tuple[list[float], Answers, Callable[[Sequence[float]], np.ndarray]]:
-        solver: Solver = _logistic if kind == "classes" else ridge
+        solver: Solver = {"classes": _logistic, "values": ridge, "tags": one_vs_rest}[kind]
         strengths = (
-            sorted(self.grid.logistic_c) if kind == "classes" else sorted(self.grid.ridge_alpha, reverse=True)
+            sorted(self.grid.ridge_alpha, reverse=True) if kind == "values" else sorted(self.grid.logistic_c)
         )
-        answers = np.empty(
-            (len(strengths), len(truth)), dtype=truth.dtype if kind == "classes" else np.float64
+        answers = np.zeros(
+            (len(strengths), *truth.shape), dtype=truth.dtype if kind == "classes" else np.float64
         )
         for train, held_out in self.folds:
             answers[:, held_out] = solver(
                 self.development[train], truth[train], self.development[held_out], strengths
             )
-        return strengths, answers, lambda chosen: solver(self.development, truth, self.test, chosen)
+        fitted = self.fitted
+        return (
+            strengths,
+            answers,
+            lambda chosen: solver(self.development[fitted], truth[fitted], self.test, chosen),
+        )
 
     def _nearest(
         self, truth: Truth, kind: metrics.Kind
@@ -155,16 +163,27 @@ class SplitProbes:
         """Return development rows nearest to each development row (in other folds) and to each test row."""
         fewest = min(len(train) for train, _ in self.folds)
         count = max((k for k in self.grid.neighbours if k <= fewest), default=1)
-        inside = np.empty((len(self.development), count), dtype=np.int64)
+        inside = np.zeros((len(self.development), count), dtype=np.int64)
         for train, held_out in self.folds:
             inside[held_out] = train[_search(self.development[train], self.development[held_out], count)]
-        return inside, _search(self.development, self.test, count)
+        return inside, self.fitted[_search(self.development[self.fitted], self.test, count)]
+
+
+def _drawn_folds(groups: np.ndarray, count: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    if len(np.unique(groups)) < count:
+        raise OssicleError(
+            "development has fewer groups than cross-validation has folds", expected=f">= {count}",
+            got=len(np.unique(groups)), run="--set evaluate.grid.folds=2",
+        )  # fmt: skip
+    return list(GroupKFold(count, shuffle=True, random_state=seed).split(groups, groups=groups))
 
 
 def vote(
     truth: Truth, neighbours: Int[np.ndarray, "rows k"], counts: Sequence[int], kind: metrics.Kind
 ) -> Answers:
-    """Return majority (of equals the first in alphabetical order) or mean of the first ``counts`` neighbours."""
+    """Return majority (of equals the first in alphabetical order), mean or share of the first ``counts`` neighbours."""
+    if kind == "tags":
+        return tag_vote(truth, neighbours, counts)
     if kind == "values":
         cumulative = np.cumsum(truth.astype(np.float64)[neighbours], axis=1)
         return np.stack([cumulative[:, k - 1] / k for k in counts])

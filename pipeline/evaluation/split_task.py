@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -25,10 +25,15 @@ class SplitTask:
         metric: a key of :data:`~pipeline.evaluation.metrics.METRICS`.
         unit: what one embedding is of.
         rows: (rows,) places in the matrix of the unit's embeddings: of tracks, or of all tracks' seconds.
-        truth: (rows,) labels (text, whose ids are their alphabetical order) or values (float64).
+        truth: (rows,) labels (text, whose ids are their alphabetical order) or values (float64), or (rows, tags) of 1,
+            0 and NaN (not labelled).
         groups: (rows,) the track.
         held_out: (rows,) whether the row is of the test split.
         left_out: reason to the number of rows that are not scored.
+        validation: (rows,) whether the row is of the dataset's own validation split; None = it has none, and
+            strengths are chosen by cross-validation.
+        tags: names of the columns of ``truth``, where it has columns.
+        conditions: (rows,) device or other condition; None where the task has none.
 
     Raises:
         ManifestError: a track is in both splits, a split has no row, there is nothing to tell apart, or the test
@@ -41,10 +46,13 @@ class SplitTask:
     metric: str
     unit: Unit
     rows: Int[np.ndarray, " rows"]
-    truth: Shaped[np.ndarray, " rows"]
+    truth: Shaped[np.ndarray, "rows ..."]
     groups: np.ndarray
     held_out: Bool[np.ndarray, " rows"]
     left_out: dict[str, int] = field(default_factory=dict)
+    validation: Bool[np.ndarray, " rows"] | None = None
+    tags: tuple[str, ...] = ()
+    conditions: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         both = np.intersect1d(self.groups[self.held_out], self.groups[~self.held_out])
@@ -72,7 +80,9 @@ class SplitTask:
         gone = int((~kept).sum())
         if not gone:
             return self
-        return SplitTask(
-            self.name, self.title, self.about, self.metric, self.unit, self.rows[kept], self.truth[kept],
-            self.groups[kept], self.held_out[kept], {**self.left_out, reason: gone},
+        return replace(
+            self, rows=self.rows[kept], truth=self.truth[kept], groups=self.groups[kept],
+            held_out=self.held_out[kept], left_out={**self.left_out, reason: gone},
+            validation=None if self.validation is None else self.validation[kept],
+            conditions=None if self.conditions is None else self.conditions[kept],
         )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Students in the interfaces of other evaluation kits: HEAR and X-ARES."""
