@@ -30,8 +30,8 @@ class Artifact:
 
     Attributes:
         folder: the artifact's folder.
-        kind: ``manifest``, ``store``, ``run``, ``clusters``, ``qat``, ``export``, ``evaluation``, ``benchmark`` or
-            ``report``.
+        kind: ``manifest``, ``store``, ``run``, ``clusters``, ``qat``, ``export``, ``evaluation``, ``benchmark``,
+            ``report`` or ``scenes``.
         digest: SHA-256 of ``{"kind", "config", "inputs"}``: the identity of the work.
         config: the configuration that the work depended on.
         inputs: name to digest of each artifact or file that went in.

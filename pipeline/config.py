@@ -25,6 +25,7 @@ from pipeline.probe_config import ProbeGridConfig as ProbeGridConfig
 from pipeline.qat_config import QatConfig as QatConfig
 from pipeline.relations_config import RelationsConfig as RelationsConfig
 from pipeline.report_config import ReportConfig as ReportConfig
+from pipeline.scenes_config import ScenesConfig as ScenesConfig
 from pipeline.search_config import SearchConfig as SearchConfig
 from pipeline.search_config import SelectionConfig as SelectionConfig
 from pipeline.search_config import SweepConfig as SweepConfig
@@ -218,6 +219,7 @@ class Recipe(Section):
     train: TrainConfig = TrainConfig()
     qat: QatConfig = QatConfig()
     export: ExportConfig = ExportConfig()
+    scenes: ScenesConfig = ScenesConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     benchmark: BenchmarkConfig = BenchmarkConfig()
     report: ReportConfig = ReportConfig()

@@ -214,6 +214,12 @@ def export(recipe: RecipeArgument = "demo", set_: SetOption = None, only: OnlyOp
 
 
 @app.command()
+def scenes(recipe: RecipeArgument = "scenes", set_: SetOption = None) -> None:
+    """Generate spatial scenes in DEAR's layout from speech and background clips, their labels measured."""
+    typer.echo(_call("scenes", recipe, set_))
+
+
+@app.command()
 def evaluate(
     recipe: RecipeArgument = "demo",
     set_: SetOption = None,

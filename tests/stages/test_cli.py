@@ -74,6 +74,7 @@ OPTIONS = {
         "--memory-mode",
         "--environments-only",
     ],
+    "scenes": ["recipe", "--set"],
     "evaluate": ["recipe", "--set", "--model", "--manifest", "--label", "--group"],
     "benchmark": ["recipe", "--set", "--host"],
     "report": ["recipe", "--set"],

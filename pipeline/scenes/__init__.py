@@ -1,0 +1,1 @@
+"""Spatial scenes in DEAR's layout: rooms, speech and backgrounds, with labels measured from what was generated."""
