@@ -104,6 +104,7 @@ def scatter(
         steps += "".join(f"H{_px(x.at(p.across))}V{_px(y.at(p.up))}" for p in front[1:])
         parts.append(Markup('<path class="front" d="{}"/>').format(steps))
     taken = [(x.at(p.across) - 6, y.at(p.up) - 6, x.at(p.across) + 6, y.at(p.up) + 6) for p in points]
+    taken += [(LEFT, y.at(v) - 16, LEFT + 8 + CHARACTER * len(name), y.at(v) - 2) for name, v in levels]
     parts += [_point(p, x, y, taken, p in front) for p in points]
     return _svg(parts, title, "group")
 

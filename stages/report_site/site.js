@@ -84,6 +84,7 @@
     const tools = make("div", { className: "tools" });
     const selects = names.map((name) => {
       const select = make("select");
+      select.setAttribute("aria-label", name);
       unique(figures.map((figure) => figure.dataset[name])).forEach((value) =>
         select.append(make("option", { value }, value)),
       );

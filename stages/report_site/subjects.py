@@ -14,7 +14,7 @@ TRAINED = (STUDENT, INT8, LABELS, RANDOM)
 ROLE_OF_CONTROL = {"none": STUDENT, "random": RANDOM, "labels": LABELS, "teacher_lr": TEACHER}
 ROLE_WORDS = {
     TEACHER: "teacher", STUDENT: "student", INT8: "student, int8", LABELS: "labels alone", RANDOM: "untrained",
-    LOG_MEL: "log-mel, no network",
+    LOG_MEL: "log-mel, no network", "reference": "another teacher",
 }  # fmt: skip
 PRECISION = {STUDENT: "fp32", TEACHER: "fp32", LABELS: "fp32", RANDOM: "fp32", INT8: "s8s8"}
 
@@ -63,6 +63,11 @@ class Subjects:
     def of_model(self, key: str) -> Subject:
         """Return the subject whose score this is."""
         return self._by_model[key]
+
+    def label_of(self, key: str) -> str:
+        """Return what the model ``key`` is called, or ``key`` where it is none."""
+        found = self._by_model.get(key)
+        return key if found is None else found.label
 
     def of_digest(self, digest: str) -> Subject | None:
         """Return the subject whose run or export this is."""

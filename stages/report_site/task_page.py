@@ -9,12 +9,12 @@ from stages.report_page import captions
 from stages.report_page.evidence import Evidence, Maps
 from stages.report_page.palette import PROBES, STUDENT, TEACHER, role_order
 from stages.report_page.tables import tasks_of
-from stages.report_site import chart, confusion, subjects
+from stages.report_site import chart, confusion, statistics_tables, subjects
 from stages.report_site.blocks import Block, Figure, Page, Section, Sound
 from stages.report_site.grid import Column, Grid, number, text
 from stages.report_site.published import Published
 from stages.report_site.run_page import structure_grid
-from stages.report_site.subjects import Subjects, file_name
+from stages.report_site.subjects import Subject, Subjects, file_name
 
 COLOURS = 10
 SCORES = (
@@ -41,6 +41,7 @@ def page(
     made = (
         _about(described), _scores(evidence, task, known, papers), _differences(evidence, task, known),
         _space(evidence, task, known), _confusions(evidence, task, known),
+        statistics_tables.section(evidence, task, known),
     )  # fmt: skip
     sections = [section for section in made if section is not None]
     if sounds or about_sounds:
@@ -89,7 +90,7 @@ def _scores(evidence: Evidence, task: str, known: Subjects, papers: Sequence[Pub
             text(made.label, href=made.page, role=row["role"]), text(subjects.ROLE_WORDS.get(row["role"], row["role"])),
             text(PROBES.get(row["probe"], row["probe"])), number(row["score"], 1, scale=100, href=href),
             number(row["low"], 1, scale=100, href=href), number(row["high"], 1, scale=100, href=href),
-            text(made.label, href=href),
+            text(_source(made, row["model"]), href=href),
         ])  # fmt: skip
     for paper in (p for p in papers if p.task == task):
         name = f"{paper.model} from {paper.teacher}" if paper.teacher else paper.model
@@ -100,6 +101,13 @@ def _scores(evidence: Evidence, task: str, known: Subjects, papers: Sequence[Pub
         ])  # fmt: skip
     return Section(
         "scores", "Every run", [Block(Grid("Scores of every run", columns, rows), SCORES.format(mark=MARK))]
+    )
+
+
+def _source(made: Subject, model: str) -> str:
+    """Return the first digits of the digest of the run or file that a model came from."""
+    return next(
+        (str(m["source"])[:8] for m in made.models if m["key"] == model and m.get("source")), made.label
     )
 
 

@@ -106,6 +106,7 @@ def add_statistics(root: Path) -> None:
             "difference": -0.04, "low": -0.07, "high": -0.01, "decided": True,
         }
     ]  # fmt: skip
+    scores |= statistics()
     for key in ("rows", "summary"):
         scores[key] += [{**row, "task": "dear_drr"} for row in scores[key] if row["task"] == "drums"]
     described = {
@@ -120,6 +121,23 @@ def add_statistics(root: Path) -> None:
     artifact.finish(
         folder, kind="evaluation", config={"with": "statistics"}, inputs={"task:drums": "ef" * 32}
     )
+
+
+def statistics() -> dict[str, Any]:
+    """Return what an evaluation says beside scores, of one model; conditions both as rows and as one list."""
+    place = {"task": "drums", "model": "cnn4_wide-seed1", "probe": "knn"}
+    condition = {"condition": "phone", "rows": 30, "score": 0.512, "low": 0.4, "high": 0.6, "seen": False}
+    other = {**condition, "condition": "desk", "score": 0.75, "seen": True}
+    beside = {"teacher": "teacher-aisfx", "neighbour_overlap": {"1": 0.25, "10": 0.5}, "linear_cka": 0.875}
+    return {
+        "conditions": [{**place, **condition}, {**place, "rows": [other]}],
+        "retention": [{**place, "teacher": "teacher-aisfx", "retention": 0.925, "low": 0.9, "high": 0.95}],
+        "calibration": [{**place, "expected_calibration_error": 0.061, "brier": 0.312}],
+        "few_shot": [
+            {**place, "classifier": "prototypes", "accuracy": 0.625, "low": 0.6, "high": 0.65, "shots": 5}
+        ],
+        "geometry": [{**place, "effective_rank": 37.5, "hubness": {"skewness": 1.5}, "against": [beside]}],
+    }
 
 
 def write_search(root: Path) -> None:

@@ -8,13 +8,16 @@ import re
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
+import pandas
 import pytest
+from rich.console import Console
 
 from pipeline.errors import ConfigError
 from pipeline.recipe import DATA_MANIFESTS, expand
-from stages import locations
-from stages.report_site import chart, published
+from stages import locations, report
+from stages.report_site import chart, published, wrong_clips
 from stages.report_site.chart import Point
 from tests.stages import report_fixture as made
 from tests.stages import site_fixture
@@ -118,6 +121,80 @@ def test_confusions_and_classes(pages: dict[str, Html]) -> None:
     assert "Confusion of cnn4_wide-seed1, k-NN probe" in of_task
     assert "Confusion of aisfx, k-NN probe" in of_task
     assert "Confusion of cnn4_wide-seed2, k-NN probe" not in of_task
+
+
+def test_statistics_are_tables_of_the_task(pages: dict[str, Html]) -> None:
+    tables = pages["task-drums.html"].tables
+    conditions = tables["Scores by recording condition"]
+    assert [[text for text, _ in row[2:6]] for row in conditions[1:]] == [
+        ["k-NN", "phone", "no", "51.2"], ["k-NN", "desk", "yes", "75.0"],
+    ]  # fmt: skip
+    assert [text for text, _ in tables["Share of each teacher's score"][1][2:]] == [
+        "k-NN",
+        "aisfx",
+        "92.5",
+        "90.0",
+        "95.0",
+    ]
+    assert [text for text, _ in tables["Calibration of the probes"][1][3:]] == ["6.1", "0.312"]
+    assert tables["Few-shot accuracy"][1][3][0] == "62.5"
+    spaces = tables["Geometry of the spaces"]
+    heads, row = ([text for text, _ in spaces[place]] for place in (0, 1))
+    named = dict(zip(heads, row, strict=True))
+    assert (named["overlap@10"], named["linear cka"], named["hubness, skewness"]) == (
+        "0.500",
+        "0.875",
+        "1.500",
+    )
+    assert "Geometry of the spaces" not in pages["task-esc10.html"].tables
+
+
+@pytest.fixture
+def heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A report with four clips of a task, of which the student's seeds get three wrong, one file not playable."""
+    made.place(tmp_path, monkeypatch)
+    made.write_runs(tmp_path)
+    made.write_evaluation(tmp_path)
+    paths = [tmp_path / f"clip {place}.{'aiff' if place == 2 else 'wav'}" for place in range(4)]
+    for place, path in enumerate(paths):
+        path.write_bytes(b"RIFF" + bytes([place]) * 100)
+    answers = pandas.DataFrame({
+        "row": range(4), "truth": ["kick", "kick", "snare", "snare"],
+        "cnn4_wide-seed1.knn": ["kick", "clap", "clap", "snare"],
+        "cnn4_wide-seed2.knn": ["kick", "clap", "snare", "clap"],
+        "cnn4_wide-seed3.knn": ["kick", "clap", "clap", "snare"], "labels-seed1.knn": ["clap"] * 4,
+    })  # fmt: skip
+    folder = locations.evaluation_folder(made.recipe(tmp_path)) / "predictions"
+    folder.mkdir()
+    answers.to_parquet(folder / "drums.parquet")
+    task = SimpleNamespace(name="drums")
+    clips = SimpleNamespace(task=task, frame=pandas.DataFrame({"path": [str(path) for path in paths]}))
+    monkeypatch.setattr(wrong_clips.evaluation_tasks, "choose", lambda recipe, console, stage: [clips])
+    return tmp_path
+
+
+def test_the_clips_got_most_wrong_can_be_heard(heard: Path) -> None:
+    folder, _ = site_fixture.write(heard)
+    text = (folder / "task-drums.html").read_text(encoding="utf-8")
+    assert re.findall(r'<audio[^>]*src="([^"]*)"', text) == [
+        "audio/task-drums-1.wav",
+        "audio/task-drums-3.wav",
+    ]
+    assert (folder / "audio" / "task-drums-1.wav").read_bytes() == b"RIFF" + bytes([1]) * 100
+    assert "is kick; taken for clap, wrong in 3 of 3 answers" in text
+    assert "is snare; taken for clap, wrong in 1 of 3 answers" in text
+    assert "clip 2.aiff: no browser plays such files" in text
+    assert "<audio" not in (folder / "task-esc10.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("way", "start"), [("embed", "data:audio/wav;base64,UklGR"), ("none", None)])
+def test_clips_are_embedded_or_left_out_where_a_key_says_so(heard: Path, way: str, start: str | None) -> None:
+    recipe = made.recipe(heard)
+    settings = recipe.report.model_copy(update={"audio": way})
+    folder = report.run(recipe.model_copy(update={"report": settings}), console=Console(quiet=True))
+    found = re.findall(r'<audio[^>]*src="([^"]*)"', (folder / "task-drums.html").read_text(encoding="utf-8"))
+    assert [source.startswith(str(start)) for source in found] == [True] * (2 if start else 0)
+    assert not (folder / "audio").exists()
 
 
 def test_names_are_escaped(site: Path, pages: dict[str, Html]) -> None:
