@@ -156,9 +156,9 @@ def recompute(recipe: Recipe, makers: Sequence[ArrayMaker]) -> auditing.Recomput
     import torch
 
     from pipeline import manifest
-    from pipeline.audio.resampling import resample
     from pipeline.audio.plan import SAMPLE_RATE_HZ
     from pipeline.audio.render import Renderer
+    from pipeline.audio.resampling import resample
     from pipeline.audio.windows import fit, frame_count
     from stages import locations
 

@@ -138,7 +138,7 @@ class CostMeter:
 
 
 def _export(recipe: Recipe, student: nn.Module, shape: tuple[int, ...], folder: Path, precision: str) -> Path:
-    from pipeline.deploy import int8
+    from pipeline.deploy import int8_graph
     from pipeline.deploy.metadata import ExportMetadata
     from pipeline.deploy.onnx_export import export_student
     from pipeline.measure.model_cost import example_log_mel
@@ -152,7 +152,7 @@ def _export(recipe: Recipe, student: nn.Module, shape: tuple[int, ...], folder: 
         return path
     rows = example_log_mel((CALIBRATION_ROWS, *shape[1:]), MEAN, STD)
     settings = recipe.export.model_copy(update={"calibration": "minmax"})
-    calibrated = int8.calibrate(path, folder, rows, settings)
+    calibrated = int8_graph.calibrate(path, folder, rows, settings)
     target = folder / "student_s8s8.onnx"
-    int8.write_quantised(calibrated, target, "s8s8", settings.int8_ops)
+    int8_graph.write_quantised(calibrated, target, "s8s8", settings.int8_ops)
     return target

@@ -30,8 +30,8 @@ from torch import Tensor, nn
 from pipeline.artifact import write_bytes
 from pipeline.config import TargetsConfig
 from pipeline.errors import MissingArtifactError, TrainingError, WeightsError
-from pipeline.training import projections
 from pipeline.neighbours import neighbour_overlap
+from pipeline.training import projections
 from pipeline.training.projections import Moments, Projection
 
 log = logging.getLogger(__name__)

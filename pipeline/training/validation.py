@@ -10,8 +10,8 @@ from jaxtyping import Float, Float16, Int
 from torch import Tensor, nn
 
 from pipeline.config import TrainConfig
-from pipeline.training.collapse import effective_rank
 from pipeline.neighbours import neighbour_overlap
+from pipeline.training.collapse import effective_rank
 from pipeline.training.objective import Objective
 from pipeline.training.precision import autocast
 from pipeline.training.probe import Probe, read_probe

@@ -11,8 +11,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
 from pipeline.config import TrainConfig
 from pipeline.errors import TrainingError
-from pipeline.training.collapse import effective_rank, is_collapsed, warn_if_collapsed
 from pipeline.neighbours import neighbour_overlap
+from pipeline.training.collapse import effective_rank, is_collapsed, warn_if_collapsed
 from pipeline.training.normalisation import global_statistics
 from pipeline.training.optimiser import build_optimiser, learning_rate
 from pipeline.training.projector import Projector

@@ -14,8 +14,8 @@ from pipeline.config import LossConfig, RelationsConfig, TargetsConfig
 from pipeline.losses.cosine_wise import cosine_wise
 from pipeline.losses.distance_wise import distance_wise
 from pipeline.losses.feature_wise import feature_wise
-from pipeline.training.compression import Compression
 from pipeline.neighbours import neighbour_overlap
+from pipeline.training.compression import Compression
 from pipeline.training.objective import DistilObjective
 from pipeline.training.relation_table import relation_table
 from pipeline.training.relations import Relations

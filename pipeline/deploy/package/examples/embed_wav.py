@@ -3,6 +3,7 @@
 import json
 import sys
 import wave
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ ABOUT = json.loads((HERE / "frontend.json").read_text())
 RATE, SAMPLES = ABOUT["sample_rate_hz"], ABOUT["window_samples"]
 
 
-def embed(path, model=ABOUT["ship"]):
+def embed(path: str, model: str = ABOUT["ship"]) -> Iterator[np.ndarray]:
     """Yield the embedding (dim,) of each window; the last window is followed by silence."""
     frontend, student = (InferenceSession(str(HERE / name)) for name in ("frontend.onnx", model))
     with wave.open(path) as file:
