@@ -2,10 +2,10 @@
 
 The evaluation folder holds::
 
-    scores.json        models, tasks, rows (model x task x probe), summary (over seeds), differences (of suites:
-                       paired, by track), structure, settings
-    projections.json   task -> {"clip_id", "label", "maps": {model key: [[x, y], ...]}}: t-SNE of the same clips
-    embeddings/<task>.<model key>.npz   embedding (clips, dim), clip_id, label, group, fold, unusable, digest
+    scores.json        models, tasks, rows (model x task x probe), summary (over seeds), differences (paired, by
+                       recording), structure, settings, and what stages.evaluate_statistics lists
+    projections.json   task -> {"clip_id", "label", "maps": {model key: [[x, y], ...]}}: t-SNE of the same clips;
+                       "umap": likewise, where the recipe asks for it
     predictions/<task>.parquet          of a suite's task: row, group (track), truth, <model key>.<probe> of test rows
 """
 
@@ -25,13 +25,24 @@ from pipeline import artifact
 from pipeline import recipe as recipes
 from pipeline.config import Recipe, digest
 from pipeline.errors import MissingArtifactError
-from pipeline.evaluation import projection, structure
+from pipeline.evaluation import clip_store, probe_answers, projection, structure
 from pipeline.evaluation.clip_vectors import ClipVectors, embed_clips
 from pipeline.evaluation.clips import TaskClips
 from pipeline.evaluation.comparison import Comparison
-from pipeline.evaluation.scoring import RANDOM, STUDENT, TEACHER, Model, Score, score_task, summarise
+from pipeline.evaluation.scoring import (
+    RANDOM,
+    STUDENT,
+    TEACHER,
+    Answers,
+    Model,
+    Score,
+    answer_task,
+    score_answers,
+    summarise,
+)
 from pipeline.evaluation.window_batch import Windowing
-from stages import evaluate_suites, evaluation_tasks, locations
+from stages import evaluate_splits, evaluate_suites, evaluation_tasks, locations
+from stages.evaluate_statistics import Statistics
 from stages.evaluate_suites import ChosenSuite
 from stages.evaluate_table import score_table, share_table, structure_table, suite_tables
 
@@ -72,12 +83,13 @@ def run(
     suites = evaluate_suites.choose(recipe) if manifest is None else []
     comparison = _comparison(recipe, model, console)
     # The grid came later; it counts where it is used, so that evaluations without suites keep their digest.
-    excluded = {"audio_roots", "tasks"} | (set() if suites else {"grid"})
+    choosing = bool(suites) or any(evaluate_splits.is_split(task) for task in tasks)
+    excluded = {"audio_roots", "tasks"} | (set() if choosing else {"grid"})
     config = {
         "evaluate": recipe.evaluate.model_dump(mode="json", exclude=excluded),
         "window_seconds": recipe.embed.window_seconds,
         "models": {key: asdict(found) for key, found in comparison.models.items()},
-        "code": 1,
+        "code": 2,
     }
     inputs = {f"task:{task.task.name}": task.digest() for task in tasks}
     inputs |= {f"suite:{one.suite.name}": one.tracks.digest() for one in suites}
@@ -101,6 +113,7 @@ def run(
 def _comparison(recipe: Recipe, model: str | None, console: Console) -> Comparison:
     comparison = Comparison()
     comparison.add_teacher(recipe.embed, recipe.paths.cache)
+    comparison.add_other_teachers(recipe.evaluate.teachers, recipe.embed, recipe.paths.cache)
     if model is not None:
         comparison.add_reference(model, recipe.embed, recipe.paths.cache)
     else:
@@ -145,8 +158,11 @@ def _evaluate(
     console: Console,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     windowing = Windowing(recipe.embed.window_seconds, recipe.evaluate.max_windows_per_clip)
+    root, models, found = locations.root(recipe), comparison.models, Statistics()
     rows: list[Score] = []
+    answered: dict[str, Answers] = {}
     described, alike, projections = [], [], {}
+    of_splits: list[evaluate_splits.SplitResults] = []
     widths: dict[str, int] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
@@ -154,26 +170,47 @@ def _evaluate(
             name = clips.task.name
             bar = progress.add_task(f"evaluate {name}", total=len(clips.frame))
             vectors = embed_clips(
-                clips, comparison.embedders, windowing, folder / "embeddings",
+                clips, comparison.embedders, windowing, None,
                 lambda done, total, bar=bar: progress.update(bar, completed=done, total=total),  # type: ignore[misc]
+                others=sorted(root.glob("evaluation/*/embeddings")), shared=root / clip_store.FOLDER,
             )  # fmt: skip
             progress.update(bar, description=f"evaluate {name}: probes", completed=len(clips.frame))
-            if clips.labelled:
-                rows += score_task(clips, comparison.models, vectors.embeddings, recipe.evaluate)
+            if evaluate_splits.is_split(clips):
+                of_splits.append(evaluate_splits.score(recipe, clips, vectors, comparison, folder))
+            elif clips.labelled:
+                answered[name] = answer_task(
+                    clips, vectors.embeddings, recipe.evaluate, root / probe_answers.FOLDER
+                )
+                rows += score_answers(answered[name], models, recipe.evaluate)
+                found.add_answers(clips, models, vectors.embeddings, answered[name], recipe.evaluate)
+                found.add_few_shot(
+                    clips, models, vectors.embeddings, answered[name].heard, recipe.evaluate, console
+                )
             if _mask(vectors).sum() >= CLIPS_AT_LEAST:
                 alike += _structure(name, comparison.models, vectors)
+                found.add_geometry(name, models, _all_heard(vectors), recipe.evaluate)
                 projections[name] = _projections(recipe, clips.frame, comparison.models, vectors)
             else:
                 console.print(f"evaluate: {name}: too few clips for structure and projection")
-            described.append(_described(clips, vectors))
+            described += (
+                of_splits[-1].tasks if evaluate_splits.is_split(clips) else [_described(clips, vectors)]
+            )
             widths |= _widths(vectors)
         of_suites = evaluate_suites.score(recipe, suites, comparison, folder, console, progress)
         for name, vectors in of_suites.vectors.items():
             alike += _structure(name, comparison.models, vectors)
+            found.add_geometry(name, models, _all_heard(vectors), recipe.evaluate)
             projections[name] = _projections(recipe, of_suites.frames[name], comparison.models, vectors)
             widths |= _widths(vectors)
+    for one in of_splits:
+        rows += one.rows
     rows += of_suites.rows
     described += of_suites.tasks
+    apart = [*(d for one in of_splits for d in one.differences), *of_suites.differences]
+    found.correct_differences(models, apart)
+    found.add_retention(models, rows, answered, recipe.evaluate, evaluate_splits.errors(described))
+    found.conditions += [row for one in of_splits for row in one.conditions]
+    found.confusions += [row for one in of_splits for row in one.confusions]
     scores = {
         "schema": SCHEMA,
         "recipe": recipe.name,
@@ -181,8 +218,8 @@ def _evaluate(
         "models": [{**asdict(m), "label": m.label, "dim": widths[m.key]} for m in comparison.models.values()],
         "tasks": described,
         "rows": [row.as_json() for row in rows],
-        "summary": summarise(rows),
-        "differences": of_suites.differences,
+        "summary": evaluate_splits.without_shares_of_errors(summarise(rows), described),
+        **found.as_json(),
         "structure": alike,
         "settings": recipe.evaluate.model_dump(mode="json", exclude={"audio_roots"}),
     }
@@ -242,7 +279,17 @@ def _projections(
     maps = {
         key: projection.tsne(_heard(vectors, key), recipe.evaluate.seed).round(3).tolist() for key in shown
     }
-    return {"clip_id": list(kept["clip_id"]), "label": list(kept["label"]), "maps": maps}
+    stored: dict[str, Any] = {
+        "clip_id": list(kept["clip_id"]),
+        "label": list(kept["label"]),
+        "maps": maps,
+    }
+    if recipe.evaluate.umap:
+        stored["umap"] = {
+            key: projection.umap(_heard(vectors, key), recipe.evaluate.seed).round(3).tolist()
+            for key in shown
+        }
+    return stored
 
 
 def _mask(vectors: ClipVectors) -> np.ndarray:
@@ -253,6 +300,10 @@ def _mask(vectors: ClipVectors) -> np.ndarray:
 
 def _heard(vectors: ClipVectors, key: str) -> np.ndarray:
     return np.asarray(vectors.embeddings[key][_mask(vectors)])
+
+
+def _all_heard(vectors: ClipVectors) -> dict[str, np.ndarray]:
+    return {key: _heard(vectors, key) for key in vectors.embeddings}
 
 
 def _without_nan(value: Any) -> Any:

@@ -18,6 +18,7 @@ from pipeline import recipe as recipes
 from pipeline.config import Recipe, StudentConfig, canonical_json
 from pipeline.errors import ConfigError, DigestMismatchError, MissingArtifactError
 from pipeline.recipe import Run
+from pipeline.store.reader import StoreReader
 from pipeline.students.normalised import NormalisedStudent
 from pipeline.students.registry import build_student
 from pipeline.students.saved import save_student
@@ -91,9 +92,13 @@ def test_everything_stands_side_by_side(recipe: Recipe) -> None:
     projections = json.loads((folder / "projections.json").read_text())["own_labels"]
     assert len(projections["maps"]) == 3
     assert all(np.shape(points) == (18, 2) for points in projections["maps"].values())
-    assert {path.name for path in (folder / "embeddings").iterdir()} == {
-        f"own_labels.{key}.npz" for key in roles
+    (vectors,) = (folder.parents[1] / "embeddings").iterdir()
+    stored = StoreReader(vectors).meta
+    known = {
+        model["source"] for model in scores["models"] if model["role"] in ("teacher", "random", "log_mel")
     }
+    assert known <= {spec.digest for spec in stored.arrays}
+    assert (stored.name, stored.rows) == ("own_labels", 18)
     assert "student small" in printed
     assert "share of the teacher-over-random gap" in printed
 
