@@ -81,7 +81,7 @@ class StudentWindows(nn.Module):
         padded = F.pad(heard, (0, max(0, self.window_samples - heard.shape[1])))
         windows = torch.stack([padded[:, start : start + self.window_samples] for start in starts], dim=1)
         embedding: Tensor = self(windows.flatten(0, 1))
-        return embedding.unflatten(0, (len(audio), len(starts))).mean(dim=1)
+        return embedding.reshape(len(audio), len(starts), -1).mean(dim=1)
 
     def sliding(self, audio: Float[Tensor, "sounds samples"], hop_seconds: float) -> tuple[Tensor, Tensor]:
         """Return embeddings of windows around the middle of every ``hop_seconds``, and those middles.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -40,13 +41,15 @@ def by_condition(
         if metrics.find(task.metric).kind != "tags" and len(np.unique(truth[of_it])) < 2:
             continue
         values[name] = metrics.score(task.metric, truth[of_it], prediction[of_it])
-        drawn[name] = (
-            group_intervals.draws(
-                task.metric, truth[of_it], prediction[of_it], groups[of_it],
-                resamples=resamples, seed=seed, universe=universe,
-            )
-            if resamples else np.array([np.nan])
-        )  # fmt: skip
+        drawn[name] = np.array([np.nan])
+        if resamples:
+            with warnings.catch_warnings():
+                # A draw of groups may hold none of a rare condition: it is undefined, and left out.
+                warnings.filterwarnings("ignore", message="Mean of empty slice")
+                drawn[name] = group_intervals.draws(
+                    task.metric, truth[of_it], prediction[of_it], groups[of_it],
+                    resamples=resamples, seed=seed, universe=universe,
+                )  # fmt: skip
         rows.append(_row(name, int(of_it.sum()), values[name], drawn[name], name in heard))
     for kind, known in (("seen", True), ("unseen", False)):
         names = [name for name in values if (name in heard) == known]

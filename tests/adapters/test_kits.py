@@ -39,10 +39,10 @@ def students(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         torch.manual_seed(1)
         student = NormalisedStudent(build_student(STUDENT, 16), -4.0, 3.0)
         save_student(folder / str(rate_hz), student.eval(), STUDENT, frontend)
-    frontend = {"ossicle.frontend": canonical_json(FRONTENDS[16_000])}
+    properties = {"ossicle.frontend": canonical_json(FRONTENDS[16_000])}
     return {
         "run": folder / "16000", "higher": folder / "32000",
-        "onnx": onnx_file(folder / "student.onnx", frontend),
+        "onnx": onnx_file(folder / "student.onnx", properties),
     }  # fmt: skip
 
 

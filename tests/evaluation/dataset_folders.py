@@ -69,7 +69,7 @@ def gtzan(root: Path) -> None:
 
 def nsynth(root: Path) -> None:
     for part, instruments in (("train", range(6)), ("valid", range(6, 9)), ("test", range(6, 9))):
-        notes = {}
+        notes: dict[str, dict[str, object]] = {}
         for i in instruments:
             family = ("keyboard", "guitar", "bass")[i % 3]
             for pitch in (40, 60) if part != "test" else (45, 50):
