@@ -250,7 +250,7 @@ def benchmark(
 
 @app.command()
 def report(recipe: RecipeArgument = "demo", set_: SetOption = None) -> None:
-    """Write one self-contained HTML page of everything measured."""
+    """Write a static site of everything measured: overview, runs, tasks; nothing is fetched."""
     typer.echo(_call("report", recipe, set_))
 
 
@@ -268,7 +268,7 @@ def demo(recipe: RecipeArgument = "demo", set_: SetOption = None) -> None:
               "benchmark", "report")  # fmt: skip
     for stage in stages:
         folder = _call(stage, recipe, set_)
-    typer.echo(folder / "report.html")
+    typer.echo(folder / "index.html")
 
 
 @app.command()

@@ -14,7 +14,7 @@ from stages.report_page.headline import headline, subline
 from stages.report_page.palette import INT8, LOG_MEL, PROBES, RANDOM, STUDENT, TEACHER
 from stages.report_page.svg import as_svg
 from stages.report_page.tables import Table, find, floor_of, is_number, tasks_of
-from stages.report_site import chart, costs, subjects
+from stages.report_site import chart, costs, scales, subjects
 from stages.report_site.blocks import Block, Figure, Page, Section
 from stages.report_site.grid import Cell, Column, Grid, number, text
 from stages.report_site.published import Published
@@ -44,7 +44,8 @@ def page(evidence: Evidence, known: Subjects, papers: list[Published]) -> Page:
 def _pareto(evidence: Evidence, known: Subjects, papers: list[Published]) -> Section | None:
     figures = []
     for task, title in tasks_of(evidence):
-        for probe in reversed(PROBES):
+        # The front is of what is better when more; an error would be drawn upside down.
+        for probe in () if scales.is_error(evidence, task) else tuple(reversed(PROBES)):
             for cost in costs.kinds(evidence):
                 points = _points(evidence, known, task, probe, cost)
                 if not points:
@@ -130,7 +131,8 @@ def _scores(evidence: Evidence, known: Subjects, papers: list[Published]) -> Sec
                 text(subjects.ROLE_WORDS.get(role, role)), text(probe_title), number(len(made) or None, 0),
             ]  # fmt: skip
             for task, _ in tasks:
-                cells.append(_score(find([r for r in here if r["task"] == task], role, name), known))
+                row = find([r for r in here if r["task"] == task], role, name)
+                cells.append(_score(row, known, *scales.shown(evidence, task)))
             for key in ("share", "retention"):
                 values = [r[key] for r in here if is_number(r[key])]
                 mean = sum(values) / len(values) if values else None
@@ -143,11 +145,13 @@ def _scores(evidence: Evidence, known: Subjects, papers: list[Published]) -> Sec
     return section
 
 
-def _score(row: dict[str, Any] | None, known: Subjects) -> Cell:
+def _score(row: dict[str, Any] | None, known: Subjects, digits: int, scale: float) -> Cell:
     if row is None:
         return text("")
-    below = f"{100 * row['low']:.0f} to {100 * row['high']:.0f}" if is_number(row["low"]) else ""
-    return number(row["mean"], 1, scale=100, href=_maker(known, row), below=below)
+    below = ""
+    if is_number(row["low"]):
+        below = f"{scale * row['low']:.{digits - 1}f} to {scale * row['high']:.{digits - 1}f}"
+    return number(row["mean"], digits, scale=scale, href=_maker(known, row), below=below)
 
 
 def _cost(evidence: Evidence, row: dict[str, Any] | None, cost: costs.Cost, known: Subjects) -> Cell:

@@ -72,4 +72,5 @@ def _checked(row: dict[str, str], path: Path, line: int) -> Published:
     for needed in ("model", "dataset", "metric", "citation", "location"):
         if not row[needed]:
             raise ConfigError(f"{path}, line {line}: {needed} is empty", expected="where the number stands")
-    return Published(**{**row, "value": value})
+    words = {name: row[name] for name in row if name != "value"}
+    return Published(value=value, **words)

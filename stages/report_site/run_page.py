@@ -10,15 +10,15 @@ from stages.report_page.benchmark_rows import TITLES, cpus_of
 from stages.report_page.evidence import Evidence
 from stages.report_page.palette import INT8, PROBES, role_order
 from stages.report_page.tables import CONTROLS, is_number, tasks_of
-from stages.report_site import chart, confusion, subjects
+from stages.report_site import chart, confusion, scales, subjects
 from stages.report_site.blocks import Block, Figure, Page, Section
 from stages.report_site.grid import Column, Grid, number, text
 from stages.report_site.overview import finished_at
 from stages.report_site.subjects import Subject, Subjects, file_name
 
 SCORES = (
-    "One seed. Kept: of the teacher's score; recovered: of the gap between an untrained network of the same shape and "
-    "the teacher; both are means over the seeds of this row."
+    "One seed, errors in their own unit. Kept: of the teacher's score; recovered: of the gap between an untrained "
+    "network of the same shape and the teacher; both are means over the seeds of this row."
 )
 FILES = "Executed instructions are counts of an emulated processor, never a time."
 
@@ -70,13 +70,14 @@ def _scores(evidence: Evidence, subject: Subject) -> Section | None:
     href = f"provenance.html#made-{made.digest[:12]}" if made is not None else ""
     rows = []
     for row in found:
+        digits, scale = scales.shown(evidence, row["task"])
         of_seeds = summary.get((row["task"], row["probe"], row["role"], row["name"]), {})
         rows.append([
             text(titles[row["task"]], href=f"{file_name(row['task'])}#scores"),
             text(PROBES.get(row["probe"], row["probe"])),
-            text("int8" if row["role"] == INT8 else "float32"), number(row["score"], 1, scale=100, href=href),
-            number(row["low"], 1, scale=100), number(row["high"], 1, scale=100),
-            text(", ".join(f"{100 * fold:.1f}" for fold in row["folds"] if is_number(fold))),
+            text("int8" if row["role"] == INT8 else "float32"), number(row["score"], digits, scale=scale, href=href),
+            number(row["low"], digits, scale=scale), number(row["high"], digits, scale=scale),
+            text(", ".join(f"{scale * fold:.{digits}f}" for fold in row["folds"] if is_number(fold))),
             number(of_seeds.get("retention"), 0, scale=100), number(of_seeds.get("share"), 0, scale=100),
         ])  # fmt: skip
     columns = [Column("task", choice=True), Column("probe", choice=True), Column("precision", choice=True),

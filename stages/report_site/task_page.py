@@ -9,7 +9,7 @@ from stages.report_page import captions
 from stages.report_page.evidence import Evidence, Maps
 from stages.report_page.palette import PROBES, STUDENT, TEACHER, role_order
 from stages.report_page.tables import tasks_of
-from stages.report_site import chart, confusion, statistics_tables, subjects
+from stages.report_site import chart, confusion, scales, statistics_tables, subjects
 from stages.report_site.blocks import Block, Figure, Page, Section, Sound
 from stages.report_site.grid import Column, Grid, number, text
 from stages.report_site.published import Published
@@ -37,7 +37,9 @@ def page(
     about_sounds: str,
 ) -> Page:
     """Return the page of ``task``; ``sounds`` are the clips that the student gets wrong."""
-    described = next((t for t in (evidence.scores or {}).get("tasks", []) if t["name"] == task), {})
+    described: dict[str, Any] = next(
+        (t for t in (evidence.scores or {}).get("tasks", []) if t["name"] == task), {}
+    )
     made = (
         _about(described), _scores(evidence, task, known, papers), _differences(evidence, task, known),
         _space(evidence, task, known), _confusions(evidence, task, known),
@@ -77,10 +79,12 @@ def _about(described: dict[str, Any]) -> Section:
 
 
 def _scores(evidence: Evidence, task: str, known: Subjects, papers: Sequence[Published]) -> Section:
+    digits, scale = scales.shown(evidence, task)
     found = [r for r in (evidence.scores or {})["rows"] if r["task"] == task]
     found.sort(key=lambda r: (role_order(r["role"]), r["name"], r["seed"] or 0, r["probe"]))
     columns = [Column("model"), Column("role", choice=True), Column("probe", choice=True),
-               Column("score, %", number=True), Column("95 % from", number=True), Column("to", number=True),
+               Column("score, %" if scale > 1 else "error", number=True), Column("95 % from", number=True),
+               Column("to", number=True),
                Column("made by")]  # fmt: skip
     rows = []
     for row in found:
@@ -88,8 +92,8 @@ def _scores(evidence: Evidence, task: str, known: Subjects, papers: Sequence[Pub
         href = f"{made.page}#scores"
         rows.append([
             text(made.label, href=made.page, role=row["role"]), text(subjects.ROLE_WORDS.get(row["role"], row["role"])),
-            text(PROBES.get(row["probe"], row["probe"])), number(row["score"], 1, scale=100, href=href),
-            number(row["low"], 1, scale=100, href=href), number(row["high"], 1, scale=100, href=href),
+            text(PROBES.get(row["probe"], row["probe"])), number(row["score"], digits, scale=scale, href=href),
+            number(row["low"], digits, scale=scale, href=href), number(row["high"], digits, scale=scale, href=href),
             text(_source(made, row["model"]), href=href),
         ])  # fmt: skip
     for paper in (p for p in papers if p.task == task):
@@ -112,6 +116,7 @@ def _source(made: Subject, model: str) -> str:
 
 
 def _differences(evidence: Evidence, task: str, known: Subjects) -> Section | None:
+    digits, scale = scales.shown(evidence, task)
     found = [d for d in (evidence.scores or {}).get("differences", []) if d["task"] == task]
     if not found:
         return None
@@ -123,12 +128,14 @@ def _differences(evidence: Evidence, task: str, known: Subjects) -> Section | No
         rows.append([
             text(one["model"], href=model.page), text(one["reference"], href=other.page),
             text(PROBES.get(one["probe"], one["probe"])),
-            number(one["difference"], 1, scale=100), number(one["low"], 1, scale=100),
-            number(one["high"], 1, scale=100),
+            number(one["difference"], digits, scale=scale), number(one["low"], digits, scale=scale),
+            number(one["high"], digits, scale=scale),
             text("yes" if one["decided"] else "no"),
         ])  # fmt: skip
     return Section(
-        "differences", "Paired differences", [Block(Grid("Paired differences", columns, rows), DIFFERENCES)]
+        "differences",
+        "Paired differences",
+        [Block(Grid("Differences between models", columns, rows), DIFFERENCES)],
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from rich.console import Console
 
@@ -97,36 +98,41 @@ def _worst(evidence: Evidence, task: dict[str, Any], table: pd.DataFrame) -> lis
         if m["role"] == STUDENT and m["name"] == evidence.headline
     ]
     columns = [c for c in table.columns if c.rpartition(".")[0] in keys]
-    if not columns:
+    # Several tags a clip have no one wrong answer.
+    if not columns or not all(isinstance(one, str) for one in table["truth"]):
         return []
-    answers = table[columns].astype(str)
-    truth = table["truth"].astype(str)
-    wrong = answers.ne(truth, axis=0)
-    order = wrong.sum(axis=1).sort_values(ascending=False, kind="stable")
+    answers, truth = table[columns].astype(str).to_numpy(), table["truth"].astype(str).to_numpy()
+    wrong = answers != truth[:, None]
+    counts = wrong.sum(axis=1)
     place_of = _places(evidence.recipe, task)
     found = []
-    for row, count in order[order > 0].head(evidence.recipe.report.audio_clips).items():
-        said = answers.loc[row][wrong.loc[row]].mode().iloc[0]
-        path, place = place_of(table.loc[row])
-        found.append(Wrong(path, place, truth[row], said, int(count), len(columns)))
+    for row in np.argsort(-counts, kind="stable")[: evidence.recipe.report.audio_clips]:
+        if counts[row] == 0:
+            break
+        said, often = np.unique(answers[row][wrong[row]], return_counts=True)
+        path, place = place_of(int(table["row"].iloc[row]))
+        answer = str(said[often.argmax()])
+        found.append(Wrong(path, place, str(truth[row]), answer, int(counts[row]), len(columns)))
     return found
 
 
-def _places(recipe: Recipe, task: dict[str, Any]) -> Callable[[Any], tuple[Path, str]]:
+def _places(recipe: Recipe, task: dict[str, Any]) -> Callable[[int], tuple[Path, str]]:
     """Return what gives the file of a row of predictions, and the second where it is one of a track."""
     suite = task.get("suite")
     if suite in suite_names(recipes.DATA_MANIFESTS / "suites"):
         tracks = dear_table.read(recipe.evaluate.audio_roots[suite])
         if task["unit"] == "track":
-            return lambda row: (tracks.paths[int(row["row"])], "")
+            return lambda row: (tracks.paths[row], "")
         return lambda row: (
-            tracks.paths[int(row["row"]) // tracks.seconds], f", second {int(row['row']) % tracks.seconds + 1}"
+            tracks.paths[row // tracks.seconds], f", second {row % tracks.seconds + 1}"
         )  # fmt: skip
     quiet = Console(quiet=True)
-    for clips in evaluation_tasks.choose(recipe, quiet, stage="report"):
-        if task["name"] == clips.task.name or task["name"].startswith(f"{clips.task.name}_"):
-            frame = clips.frame
-            return lambda row: (Path(frame["path"].iloc[int(row["row"])]), "")
+    known = {clips.task.name: clips.frame for clips in evaluation_tasks.choose(recipe, quiet, stage="report")}
+    # A task of several metrics is told apart by what follows its name.
+    named = [name for name in known if task["name"] == name or task["name"].startswith(f"{name}_")]
+    if named:
+        frame = known[max(named, key=len)]
+        return lambda row: (Path(frame["path"].iloc[row]), "")
     raise OssicleError(f"the clips of {task['name']} are not in the manifest any more")
 
 

@@ -16,8 +16,8 @@ from rich.console import Console
 
 from pipeline.errors import ConfigError
 from pipeline.recipe import DATA_MANIFESTS, expand
-from stages import locations, report
-from stages.report_site import chart, published, wrong_clips
+from stages import evaluation_tasks, locations, report
+from stages.report_site import chart, published
 from stages.report_site.chart import Point
 from tests.stages import report_fixture as made
 from tests.stages import site_fixture
@@ -169,7 +169,7 @@ def heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     answers.to_parquet(folder / "drums.parquet")
     task = SimpleNamespace(name="drums")
     clips = SimpleNamespace(task=task, frame=pandas.DataFrame({"path": [str(path) for path in paths]}))
-    monkeypatch.setattr(wrong_clips.evaluation_tasks, "choose", lambda recipe, console, stage: [clips])
+    monkeypatch.setattr(evaluation_tasks, "choose", lambda recipe, console, stage: [clips])
     return tmp_path
 
 
@@ -195,6 +195,19 @@ def test_clips_are_embedded_or_left_out_where_a_key_says_so(heard: Path, way: st
     found = re.findall(r'<audio[^>]*src="([^"]*)"', (folder / "task-drums.html").read_text(encoding="utf-8"))
     assert [source.startswith(str(start)) for source in found] == [True] * (2 if start else 0)
     assert not (folder / "audio").exists()
+
+
+def test_errors_are_shown_in_their_unit_and_on_no_pareto_plot(
+    root: Path, site: Path, pages: dict[str, Html]
+) -> None:
+    value = next(
+        r.score for r in made.scores(root) if (r.task, r.probe, r.role) == ("drums", "knn", "teacher")
+    )
+    assert pages["task-pitch_mae.html"].tables["Scores of every run"][1][3][0] == f"{value:.3f}"
+    assert pages["task-drums.html"].tables["Scores of every run"][1][3][0] == f"{100 * value:.1f}"
+    index = (site / "index.html").read_text(encoding="utf-8")
+    assert 'data-task="Drum class"' in index
+    assert 'data-task="Pitch"' not in index
 
 
 def test_names_are_escaped(site: Path, pages: dict[str, Html]) -> None:
