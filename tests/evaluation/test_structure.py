@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 from scipy.stats import ortho_group
 
-from pipeline.errors import OssicleError
-from pipeline.evaluation.projection import tsne
+from pipeline.errors import MissingDependencyError, OssicleError
+from pipeline.evaluation.projection import tsne, umap
 from pipeline.evaluation.structure import effective_rank, linear_cka, neighbour_overlap
 
 
@@ -70,14 +72,41 @@ def test_different_or_too_few_clips_are_refused() -> None:
         tsne(a[:4])
 
 
-def test_tsne_keeps_clusters_apart_and_is_seeded() -> None:
+def clusters() -> tuple[np.ndarray, np.ndarray]:
     generator = np.random.default_rng(0)
     centres = np.repeat(10 * np.eye(3, 8), 15, axis=0)
-    embedding = centres + 0.3 * generator.standard_normal((45, 8))
+    return centres + 0.3 * generator.standard_normal((45, 8)), np.repeat(np.arange(3), 15)
+
+
+def own_cluster_is_nearest(mapped: np.ndarray, cluster: np.ndarray) -> bool:
+    distance = np.linalg.norm(mapped[:, None] - mapped[None], axis=2)
+    np.fill_diagonal(distance, np.inf)
+    return bool((cluster[distance.argmin(axis=1)] == cluster).all())
+
+
+def test_tsne_keeps_clusters_apart_and_is_seeded() -> None:
+    embedding, cluster = clusters()
     mapped = tsne(embedding, seed=4)
     assert mapped.shape == (45, 2)
     np.testing.assert_array_equal(mapped, tsne(embedding, seed=4))
-    cluster = np.repeat(np.arange(3), 15)
-    distance = np.linalg.norm(mapped[:, None] - mapped[None], axis=2)
-    np.fill_diagonal(distance, np.inf)
-    assert (cluster[distance.argmin(axis=1)] == cluster).all()
+    assert own_cluster_is_nearest(mapped, cluster)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:n_jobs value:UserWarning")
+def test_umap_keeps_clusters_apart_and_is_seeded() -> None:
+    pytest.importorskip("umap")
+    embedding, cluster = clusters()
+    mapped = umap(embedding, seed=4)
+    assert mapped.shape == (45, 2)
+    np.testing.assert_array_equal(mapped, umap(embedding, seed=4))
+    assert own_cluster_is_nearest(mapped, cluster)
+
+
+def test_umap_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "umap", None)
+    with pytest.raises(MissingDependencyError, match="umap-learn") as caught:
+        umap(clusters()[0])
+    assert "ossicle[umap]" in str(caught.value)
+    with pytest.raises(OssicleError, match="too few clips"):
+        umap(np.zeros((4, 2)))
