@@ -208,7 +208,8 @@ class Statistics:
                 low = high = float("nan")
                 if task in answers and settings.bootstrap:
                     low, high = significance.ratio_interval(
-                        *(_draws(answers[task], one, probe, settings) for one in (key, teacher))
+                        _draws(answers[task], key, probe, settings),
+                        _draws(answers[task], teacher, probe, settings),
                     )
                 self.retention.append(
                     {

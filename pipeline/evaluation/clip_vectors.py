@@ -88,10 +88,11 @@ def embed_clips(
         embeddings |= {key: (total / divisor).astype(np.float32) for key, total in sums.items()}
     else:
         unusable = _known_unusable(clips, names, folder, others, store, stored)
-    for key in embedders if folder is not None else ():
-        if _digest(folder / _file(clips, key)) != names[key]:
-            content = _packed(clips, embeddings[key], names[key], unusable)
-            artifact.write_bytes(folder / _file(clips, key), content)
+    if folder is not None:
+        for key, name in names.items():
+            if _digest(folder / _file(clips, key)) != name:
+                content = _packed(clips, embeddings[key], name, unusable)
+                artifact.write_bytes(folder / _file(clips, key), content)
     fresh = {embedders[key].digest(): embeddings[key] for key in embedders if key not in stored}
     if store is not None and fresh:
         store.write(fresh, unusable)
