@@ -6,7 +6,7 @@ The evaluation folder holds::
                        recording), structure, settings, and what stages.evaluate_statistics lists
     projections.json   task -> {"clip_id", "label", "maps": {model key: [[x, y], ...]}}: t-SNE of the same clips;
                        "umap": likewise, where the recipe asks for it
-    predictions/<task>.parquet          of a suite's task: row, group (track), truth, <model key>.<probe> of test rows
+    predictions/<task>.parquet          row, group, truth, <model key>.<probe> of held-out rows
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ SCHEMA = "ossicle-evaluation/1"
 INT8_FILE = "student_s8s8.onnx"
 NEIGHBOURS = 10
 CLIPS_AT_LEAST = 5
+PREDICTIONS = "predictions"
 
 
 def run(
@@ -181,6 +182,8 @@ def _evaluate(
                 answered[name] = answer_task(
                     clips, vectors.embeddings, recipe.evaluate, root / probe_answers.FOLDER
                 )
+                table = answered[name].table().to_parquet(index=False)
+                artifact.write_bytes(folder / PREDICTIONS / f"{name}.parquet", table)
                 rows += score_answers(answered[name], models, recipe.evaluate)
                 found.add_answers(clips, models, vectors.embeddings, answered[name], recipe.evaluate)
                 found.add_few_shot(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Bool, Float32
 
 from pipeline.config import EvaluateConfig
@@ -94,6 +95,12 @@ class Answers:
     correct: dict[tuple[str, str], Bool[np.ndarray, " clips"]]
     outcomes: dict[tuple[str, str], ProbeAnswers] = field(default_factory=dict)
     heard: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
+
+    def table(self) -> pd.DataFrame:
+        """Return a row a heard clip: ``row`` (of the task's clips), ``group``, ``truth``, ``<model key>.<probe>``."""
+        columns = {"row": np.flatnonzero(self.heard), "group": self.groups, "truth": self.labels}
+        columns |= {f"{key}.{probe}": found.predicted for (key, probe), found in self.outcomes.items()}
+        return pd.DataFrame(columns)
 
 
 def answer_task(
