@@ -93,6 +93,9 @@ def test_the_reader_of_dear_reads_it(scenes: Path) -> None:
     active = np.array([[row[f"nTargetsActive_{k}"] for k in (1, 2, 3)] for row in table])
     assert np.array_equal(np.isnan(tracks.active), active == "")
     assert set(tracks.cells["environmentClass"]) == {"", "rain", "door", "crowd"}
+    tasks = {task.name.removeprefix("dear_"): task for task in dear_table.tasks(tracks)}
+    assert tuple(tasks) == dear_table.TASKS
+    assert len(tasks["speakers_active"].rows) == int((active != "").sum())
     whole = list(layout.columns(30))
     assert whole[:4] == ["id", "split", "environmentClass", "indoorOrOutdoor"]
     assert whole[-1] == "nTargetsActive_30" and len(whole) == 68

@@ -59,7 +59,9 @@ def test_rt60_and_drr_are_those_of_the_response(scenes: Path, table: pd.DataFram
     assert len(alone) >= 2
     for row in alone.to_dict("records"):
         response = np.load(scenes / "stems" / f"{row['id']}_responses.npy")[0].astype(np.float64)
-        peak = int(np.argmax(np.abs(response)))
+        # Travel time is cut off: the direct sound stands first, half the library's 81 taps in. Later peaks may be
+        # higher, where reflections coincide.
+        peak = int(np.argmax(np.abs(response[:88])))
         energy = response**2
         direct = energy[peak - 120 : peak + 121].sum() if peak >= 120 else energy[: peak + 121].sum()
         assert row["targetDRR"] == pytest.approx(10 * math.log10(direct / (energy.sum() - direct)), abs=0.01)
