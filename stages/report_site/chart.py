@@ -145,8 +145,8 @@ def panel(points: Sequence[tuple[float, float]], classes: Sequence[int], colours
         f'cx="{x.at(a):.0f}" cy="{y.at(b):.0f}" r="4.5"/>'
         for i, ((a, b), c) in enumerate(zip(points, classes, strict=True))
     )
-    head = Markup('<svg role="img" viewBox="0 0 500 500" aria-label="{}">').format(title)
-    return head + Markup(marks) + Markup("</svg>")
+    head = Markup('<svg role="img" viewBox="0 0 500 530" aria-label="Map of the clips: {}">').format(title)
+    return head + Markup(marks) + Markup('<text x="12" y="518">{}</text></svg>').format(title)
 
 
 def _point(

@@ -155,11 +155,10 @@ def _maps(maps: Maps, task: str) -> Figure:
     classes = sorted(set(maps.labels))
     numbers = [classes.index(label) for label in maps.labels]
     panels = tuple(
-        chart.panel([(float(a), float(b)) for a, b in points], numbers, COLOURS, f"Map of the clips: {title}")
+        chart.panel([(float(a), float(b)) for a, b in points], numbers, COLOURS, title)
         for title, points in maps.spaces
     )
-    names = ", ".join(title for title, _ in maps.spaces)
-    caption = f"{captions.MAP.format(task=task, clips=len(maps.labels))} From left: {names}."
+    caption = captions.MAP.format(task=task, clips=len(maps.labels))
     legend = tuple(
         (f"class-{n % COLOURS}{' hollow' if n >= COLOURS else ''}", name) for n, name in enumerate(classes)
     )
