@@ -16,9 +16,9 @@ class SceneRoomsConfig(Section):
     """Shoebox rooms by image sources with a diffuse tail; outdoors, one reflecting ground."""
 
     count: int = Field(300, ge=2, description="rooms in all, shared out to development and test")
-    length_metres: Range = (3.0, 9.0)
-    width_metres: Range = (3.0, 7.0)
-    height_metres: Range = (2.4, 3.6)
+    length_metres: Range = Field((3.0, 9.0), description="shortest and longest room")
+    width_metres: Range = Field((3.0, 7.0), description="narrowest and widest room")
+    height_metres: Range = Field((2.4, 3.6), description="lowest and highest ceiling")
     rt60_seconds: Range = Field(
         (0.2, 0.9), description="aimed at by the walls' absorption; the label is what the response then has"
     )

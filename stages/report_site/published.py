@@ -22,6 +22,7 @@ class Published:
         metric, probe: ``knn`` and ``linear`` as ours; ``trained``: the whole network.
         value, unit: as printed; ``%`` or ``fraction``.
         citation, link, location, note: where it is printed.
+        licence: of the row; a number is a fact, and its source is cited.
     """
 
     system: str
@@ -38,6 +39,7 @@ class Published:
     link: str
     location: str
     note: str
+    licence: str
 
     @property
     def percent(self) -> float:
