@@ -43,6 +43,20 @@ class SceneRoomsConfig(Section):
         return self
 
 
+class SpeechFilter(ClipFilter):
+    """The clips that speak."""
+
+    kinds: tuple[str, ...] = Field(("speech",), description="only clips of these kinds; none = all")
+
+
+class BackgroundFilter(ClipFilter):
+    """The clips behind them."""
+
+    kinds: tuple[str, ...] = Field(
+        ("ambience", "effects", "drums"), description="only clips of these kinds; none = all"
+    )
+
+
 class ScenesConfig(Section):
     """``ossicle scenes``: tracks, their material and their labels (docs/scenes.md)."""
 
@@ -57,8 +71,8 @@ class ScenesConfig(Section):
     background_manifest: Path | None = Field(
         None, description="folder of a finished manifest that holds the backgrounds; default the recipe's own"
     )
-    speech: ClipFilter = ClipFilter(kinds=("speech",))
-    background: ClipFilter = ClipFilter(kinds=("ambience", "effects", "drums"))
+    speech: SpeechFilter = SpeechFilter()
+    background: BackgroundFilter = BackgroundFilter()
     min_sample_rate_hz: int = Field(
         32_000,
         ge=1,
