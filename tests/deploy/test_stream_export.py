@@ -24,9 +24,9 @@ from tests.deploy import tiny
 CASES = [
     ("cp_mobile_6k", None),
     ("cnn4", 40),
-    ("eres2net", 50),
-    ("micronet_m0", None),
-    ("mn04", 70),
+    pytest.param("eres2net", 50, marks=pytest.mark.exhaustive),
+    pytest.param("micronet_m0", None, marks=pytest.mark.exhaustive),
+    pytest.param("mn04", 70, marks=pytest.mark.exhaustive),
     ("mobile_fcn", None),
 ]
 
@@ -126,7 +126,7 @@ def test_wrong_use_is_one_clear_error(exported: tuple[NormalisedStudent, Path], 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", ["cp_mobile_6k", "micronet_m0"])
+@pytest.mark.parametrize("name", ["cp_mobile_6k", pytest.param("micronet_m0", marks=pytest.mark.exhaustive)])
 def test_a_whole_clip_through_a_causal_student_exports_at_any_length(name: str, tmp_path: Path) -> None:
     from pipeline.deploy.parity import check_parity, log_mel_inputs
 
