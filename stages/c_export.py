@@ -66,16 +66,15 @@ def run(
     place = run_records.store_of(records, None if store is None else locations.place_of(store))
     config = {"max_frames": max_frames, "held_out_clips": held_out_clips, "arm": arm, "code": CODE}
     inputs = {"export": records.export.digest}
-    label = str(records.export.summary.get("label") or records.export.folder.name.rpartition("-")[0])
     work = artifact.identity("c", config, inputs)
-    folder = artifact.folder_for(records.root, "c", label, work)
+    folder = artifact.folder_for(records.root, "c", records.label, work)
     if not artifact.is_finished(folder, work):
         reader = StoreReader(place, frontend=read_description(records.export.folder).frontend)
         held_out = read_rows(reader, calibration=1, held_out=held_out_clips).held_out
         if folder.exists():
             shutil.rmtree(folder)
-        with console.status(f"{label} as C99"):
-            summary = _write(source, folder, held_out, max_frames, arm) | {"label": label}
+        with console.status(f"{records.label} as C99"):
+            summary = _write(source, folder, held_out, max_frames, arm) | {"label": records.label}
         artifact.write_json(folder / RESULT, summary)
         artifact.finish(folder, kind="c", config=config, inputs=inputs, summary=summary)
     console.print(_table(artifact.read(folder).summary))

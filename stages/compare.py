@@ -7,7 +7,6 @@ The folder holds ``compare.json`` (models, tasks, scores, paired differences, st
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -164,7 +163,7 @@ def _compare(
         }
         for one in models
     ]  # fmt: skip
-    cleaned: dict[str, Any] = _without_nan(record)
+    cleaned: dict[str, Any] = artifact.without_nan(record)
     return cleaned
 
 
@@ -249,12 +248,3 @@ def _costs(
         if one.frontend_cost is not None:
             record["frontends"][one.model.key] = book.of_file(one.frontend_cost, arm_too=arm)
         advance()
-
-
-def _without_nan(value: Any) -> Any:
-    """Return ``value`` with NaN as None: JSON has no NaN."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value

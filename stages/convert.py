@@ -101,14 +101,13 @@ def _job(
         "code": CODE,
     }
     inputs = {"export": export.digest}
-    label = str(export.summary.get("label") or export.folder.name.rpartition("-")[0])
     work = artifact.identity("runtime", config, inputs)
     return ConversionJob(
-        label=label,
+        label=records.label,
         target=target,
         export_folder=export.folder,
         store_folder=place,
-        folder=artifact.folder_for(records.root, "runtime", f"{label}.{target.name}", work),
+        folder=artifact.folder_for(records.root, "runtime", f"{records.label}.{target.name}", work),
         calibration_clips=settings.calibration_clips,
         held_out_clips=held_out_clips,
         tolerance=settings.parity_atol,

@@ -11,7 +11,6 @@ The evaluation folder holds::
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -226,7 +225,7 @@ def _evaluate(
         "structure": alike,
         "settings": recipe.evaluate.model_dump(mode="json", exclude={"audio_roots"}),
     }
-    return _without_nan(scores), projections
+    return artifact.without_nan(scores), projections
 
 
 def _widths(vectors: ClipVectors) -> dict[str, int]:
@@ -307,15 +306,6 @@ def _heard(vectors: ClipVectors, key: str) -> np.ndarray:
 
 def _all_heard(vectors: ClipVectors) -> dict[str, np.ndarray]:
     return {key: _heard(vectors, key) for key in vectors.embeddings}
-
-
-def _without_nan(value: Any) -> Any:
-    """Return ``value`` with NaN as None: JSON has no NaN."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _summary(scores: dict[str, Any]) -> dict[str, Any]:

@@ -95,10 +95,9 @@ def gather(records: RunRecords, *, store: Place | None = None, licence: str | No
     ship, why = _ship(records, costs)
     models = content.student_files(export.folder, ship)
     scores = tuple(_score(row, models) for row in run_records.scores_of(records))
-    label = str(export.summary.get("label") or export.folder.name.rpartition("-")[0])
     classes = read_classes(export.folder)
     return Facts(
-        name=f"{label}-{export.digest[:12]}",
+        name=f"{records.label}-{export.digest[:12]}",
         saved=saved,
         run=records.run,
         export=export,

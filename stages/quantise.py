@@ -51,13 +51,12 @@ def run(name: str, *, console: Console, parts: tuple[str, ...], store: str | Non
     config = {"parts": list(parts), "export": export.config["export"], "code": 1}
     inputs = {"export": export.digest, "store": reader.digest, "rows": reader.meta.rows_digest}
     work = artifact.identity("quantisation", config, inputs)
-    label = str(export.summary["label"])
-    folder = artifact.folder_for(records.root, "quantisation", label, work)
+    folder = artifact.folder_for(records.root, "quantisation", records.label, work)
     if not artifact.is_finished(folder, work):
         study = int8_study.Study(export.folder / FP32, folder, parts, settings, frontend)
         int8_study.write(study, _run(study, reader, console), config, inputs)
     result: dict[str, Any] = json.loads((folder / int8_study.RESULT).read_text(encoding="utf-8"))
-    for table in quantise_table.tables(label, result):
+    for table in quantise_table.tables(records.label, result):
         console.print(table)
     return folder
 

@@ -29,6 +29,11 @@ class RunRecords:
     run: Artifact | None
     export: Artifact
 
+    @property
+    def label(self) -> str:
+        """The run's name and seed."""
+        return str(self.export.summary.get("label") or self.export.folder.name.rpartition("-")[0])
+
 
 def find(name: str) -> RunRecords:
     """Return the records of ``name``: a run's or an export's folder.
