@@ -8,28 +8,32 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.metadata
 import itertools
 import math
-import threading
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
 
+from pipeline.audio import shoebox
+from pipeline.audio.shoebox import (
+    SOUND_METRES_A_SECOND,
+    WALL_METRES,
+    Point,
+    is_inside,
+    library,
+    metres,
+    point_around,
+    sabine_rt60,
+    simulated,
+)
 from pipeline.errors import MissingDependencyError
 from pipeline.section import Section
 from pipeline.view_config import RoomConfig
 
-SOUND_METRES_A_SECOND = 343.0
 MOST_ABSORPTION = 0.95
-WALL_METRES = 0.3
 DRAWS = 1_000
 SOURCES = 2
 KEPT_ROOMS = 512
-
-Point = tuple[float, float, float]
-_simulating = threading.Lock()
 
 
 class Room(Section):
@@ -55,9 +59,9 @@ def draw(seed: int, split: str, number: int, config: RoomConfig) -> Room:
     content = hashlib.sha256(f"room/{seed}/{split}/{number}".encode()).digest()
     generator = np.random.default_rng(int.from_bytes(content[:8], "big"))
     sides = (config.length_metres, config.width_metres, config.height_metres)
-    size = _metres(generator.uniform(*side) for side in sides)
+    size = metres(generator.uniform(*side) for side in sides)
     rt60 = max(float(generator.uniform(*config.rt60_seconds)), sabine_rt60(size, MOST_ABSORPTION))
-    microphone = _metres(generator.uniform(WALL_METRES, side - WALL_METRES) for side in size)
+    microphone = metres(generator.uniform(WALL_METRES, side - WALL_METRES) for side in size)
     first, second = (_placed(generator, size, microphone, config) for _ in range(SOURCES))
     return Room(
         size_metres=size,
@@ -68,40 +72,23 @@ def draw(seed: int, split: str, number: int, config: RoomConfig) -> Room:
     )
 
 
-def sabine_rt60(size_metres: Point, absorption: float) -> float:
-    """Return the RT60 in seconds of a shoebox whose walls absorb that share of the power."""
-    volume = math.prod(size_metres)
-    surface = 2 * sum(a * b for a, b in itertools.combinations(size_metres, 2))
-    return 24 * math.log(10.0) * volume / (SOUND_METRES_A_SECOND * surface * absorption)
-
-
 @functools.lru_cache(maxsize=KEPT_ROOMS)
 def responses(room: Room, rate_hz: int) -> tuple[Float32[np.ndarray, " taps"], ...]:
     """Return the impulse response of each source, its direct sound within 1 ms of the start.
 
-    One thread and float32: the sum over image sources depends, in its last bits, on how many threads share it.
+    Float32, and the same bits on any number of cores.
 
     Raises:
         MissingDependencyError: pyroomacoustics is not installed.
     """
-    library = _library()
+    acoustics = library(_missing)
     absorption = sabine_rt60(room.size_metres, 1.0) / room.rt60_seconds
-    with _simulating:
-        threads = library.constants.get("num_threads")
-        library.constants.set("num_threads", 1)
-        try:
-            shoebox = library.ShoeBox(
-                np.array(room.size_metres), fs=rate_hz, materials=library.Material(min(absorption, 1.0)),
-                max_order=room.image_order, air_absorption=False,
-            )  # fmt: skip
-            for source in room.sources_metres:
-                shoebox.add_source(np.array(source))
-            shoebox.add_microphone(np.array(room.microphone_metres))
-            shoebox.compute_rir()
-        finally:
-            library.constants.set("num_threads", threads)
+    simulations = simulated(
+        acoustics, room.size_metres, acoustics.Material(min(absorption, 1.0)), room.image_order, rate_hz,
+        room.microphone_metres, room.sources_metres,
+    )  # fmt: skip
     found = []
-    for source, response in zip(room.sources_metres, shoebox.rir[0], strict=True):
+    for source, response in zip(room.sources_metres, simulations, strict=True):
         travelled = math.dist(source, room.microphone_metres) / SOUND_METRES_A_SECOND
         taps = np.asarray(response[int(travelled * rate_hz) :], dtype=np.float32)
         taps.setflags(write=False)
@@ -115,18 +102,7 @@ def version() -> str:
     Raises:
         MissingDependencyError: pyroomacoustics is not installed.
     """
-    try:
-        return importlib.metadata.version("pyroomacoustics")
-    except importlib.metadata.PackageNotFoundError as error:
-        raise _missing() from error
-
-
-def _library() -> Any:
-    try:
-        import pyroomacoustics
-    except ImportError as error:
-        raise _missing() from error
-    return pyroomacoustics
+    return shoebox.version(_missing)
 
 
 def _missing() -> MissingDependencyError:
@@ -146,15 +122,8 @@ def _placed(generator: np.random.Generator, size: Point, microphone: Point, conf
     wanted = float(generator.uniform(*config.distance_metres))
     place = microphone
     for _ in range(DRAWS):
-        direction = generator.standard_normal(3)
-        offset = direction * (wanted / float(np.linalg.norm(direction)))
-        place = _metres(m + o for m, o in zip(microphone, offset, strict=True))
-        if all(WALL_METRES <= p <= side - WALL_METRES for p, side in zip(place, size, strict=True)):
+        place = point_around(generator, microphone, wanted)
+        if is_inside(place, size):
             return place
         wanted = max(config.distance_metres[0], wanted * 0.995)
-    return _metres(min(max(p, WALL_METRES), side - WALL_METRES) for p, side in zip(place, size, strict=True))
-
-
-def _metres(values: Any) -> Point:
-    x, y, z = (round(float(value), 3) for value in values)
-    return x, y, z
+    return metres(min(max(p, WALL_METRES), side - WALL_METRES) for p, side in zip(place, size, strict=True))

@@ -8,8 +8,6 @@ Walls absorb by Eyring's formula for the RT60 drawn. Outdoors: the direct sound 
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
-import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -17,18 +15,24 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
+from pipeline.audio import shoebox
+from pipeline.audio.shoebox import (
+    SOUND_METRES_A_SECOND,
+    WALL_METRES,
+    Point,
+    is_inside,
+    metres,
+    point_around,
+    simulated,
+)
 from pipeline.errors import MissingDependencyError
 from pipeline.scenes_config import SceneRoomsConfig
 
-SOUND_METRES_A_SECOND = 343.0
-WALL_METRES = 0.3
 PLACES_TRIED = 1_000
 FIELD_METRES = (200.0, 200.0, 100.0)  # of an open place; its walls and sky return nothing
 EAR_METRES = (1.2, 1.8)
 TAIL_RT60S = 1.15
 FADE_SECONDS = 0.01
-
-Point = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ def place(seed: int, split: str, number: int, indoor: bool, config: SceneRoomsCo
     name = f"{split}-{kind}-{number}"
     if not indoor:
         return Place(name, False, FIELD_METRES, 0.0, round(float(generator.uniform(0.1, 0.8)), 3))
-    size = _metres(
+    size = metres(
         generator.uniform(*side) for side in (config.length_metres, config.width_metres, config.height_metres)
     )
     rt60 = round(float(generator.uniform(*config.rt60_seconds)), 3)
@@ -80,10 +84,8 @@ def place(seed: int, split: str, number: int, indoor: bool, config: SceneRoomsCo
 
 def eyring_absorption(size_metres: Point, rt60_seconds: float) -> float:
     """Return what share of the energy the walls of a shoebox absorb (Eyring, JASA 1, 1930)."""
-    volume = math.prod(size_metres)
-    surface = 2 * sum(a * b for a, b in itertools.combinations(size_metres, 2))
-    exponent = 24 * math.log(10.0) * volume / (SOUND_METRES_A_SECOND * surface * rt60_seconds)
-    return 1.0 - math.exp(-exponent)
+    # Sabine's formula gives RT60 of an absorption and the absorption of an RT60; Eyring's exponent is the latter.
+    return 1.0 - math.exp(-shoebox.sabine_rt60(size_metres, rt60_seconds))
 
 
 def positions(
@@ -96,9 +98,9 @@ def positions(
     """
     x, y, z = where.size_metres
     if not where.indoor:
-        microphone = _metres((x / 2, y / 2, generator.uniform(*EAR_METRES)))
+        microphone = metres((x / 2, y / 2, generator.uniform(*EAR_METRES)))
         return microphone, [_around(generator, microphone, config) for _ in range(sources)]
-    microphone = _metres(generator.uniform(WALL_METRES, side - WALL_METRES) for side in (x, y, z))
+    microphone = metres(generator.uniform(WALL_METRES, side - WALL_METRES) for side in (x, y, z))
     return microphone, [_inside(generator, where, microphone, config) for _ in range(sources)]
 
 
@@ -123,37 +125,21 @@ def responses(
     Raises:
         MissingDependencyError: pyroomacoustics is not installed.
     """
-    library = _library()
+    library = shoebox.library(_missing)
     if where.indoor:
         materials: Any = library.Material(where.absorption)
     else:
         absorbing = dict.fromkeys(("ceiling", "east", "west", "north", "south"), 1.0)
         materials = library.make_materials(**absorbing, floor=where.absorption)
         order = 1
-    threads = library.constants.get("num_threads")
-    # The sum over image sources depends, in its last bits, on how many threads share it.
-    library.constants.set("num_threads", 1)
-    try:
-        shoebox = library.ShoeBox(
-            np.array(where.size_metres),
-            fs=rate_hz,
-            materials=materials,
-            max_order=order,
-            air_absorption=False,
-        )
-        for source in sources:
-            shoebox.add_source(np.array(source))
-        shoebox.add_microphone(np.array(microphone))
-        shoebox.compute_rir()
-    finally:
-        library.constants.set("num_threads", threads)
+    simulations = simulated(library, where.size_metres, materials, order, rate_hz, microphone, sources)
     lead = int(library.constants.get("frac_delay_length")) // 2
     found = []
-    for source, simulated in zip(sources, shoebox.rir[0], strict=True):
+    for source, simulation in zip(sources, simulations, strict=True):
         travelled = math.dist(source, microphone) / SOUND_METRES_A_SECOND
         cut = int(travelled * rate_hz)
         direct = lead + round(travelled * rate_hz - cut)
-        taps = np.asarray(simulated, dtype=np.float64)[cut:]
+        taps = np.asarray(simulation, dtype=np.float64)[cut:]
         if where.indoor:
             complete = round(_complete_seconds(where.size_metres, order) * rate_hz) + lead - cut
             taps = _with_tail(generator, taps, direct, complete, where.rt60_seconds, rate_hz)
@@ -167,10 +153,7 @@ def version() -> str:
     Raises:
         MissingDependencyError: pyroomacoustics is not installed.
     """
-    try:
-        return importlib.metadata.version("pyroomacoustics")
-    except importlib.metadata.PackageNotFoundError as error:
-        raise _missing() from error
+    return shoebox.version(_missing)
 
 
 def _with_tail(
@@ -206,7 +189,7 @@ def _complete_seconds(size_metres: Point, order: int) -> float:
 def _around(generator: np.random.Generator, microphone: Point, config: SceneRoomsConfig) -> Point:
     angle, distance = generator.uniform(0, 2 * math.pi), generator.uniform(*config.distance_metres)
     x, y, _ = microphone
-    return _metres(
+    return metres(
         (x + distance * math.cos(angle), y + distance * math.sin(angle), generator.uniform(*EAR_METRES))
     )
 
@@ -216,33 +199,16 @@ def _inside(
 ) -> Point:
     wanted = float(generator.uniform(*config.distance_metres))
     for _ in range(PLACES_TRIED):
-        direction = generator.standard_normal(3)
-        offset = direction * (wanted / float(np.linalg.norm(direction)))
-        found = _metres(m + o for m, o in zip(microphone, offset, strict=True))
-        if all(
-            WALL_METRES <= p <= side - WALL_METRES for p, side in zip(found, where.size_metres, strict=True)
-        ):
+        found = point_around(generator, microphone, wanted)
+        if is_inside(found, where.size_metres):
             return found
         wanted = max(min(config.distance_metres[0], 0.5), wanted * 0.99)
     # From any point of a room the opposite half has 0.5 m to spare: rooms have 1.5 m at least.
     x = where.size_metres[0]
     toward = -1.0 if microphone[0] > x / 2 else 1.0
-    return _metres(
+    return metres(
         (min(max(microphone[0] + toward * 0.5, WALL_METRES), x - WALL_METRES), microphone[1], microphone[2])
     )
-
-
-def _metres(values: Any) -> Point:
-    x, y, z = (round(float(value), 3) for value in values)
-    return x, y, z
-
-
-def _library() -> Any:
-    try:
-        import pyroomacoustics
-    except ImportError as error:
-        raise _missing() from error
-    return pyroomacoustics
 
 
 def _missing() -> MissingDependencyError:
