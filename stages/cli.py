@@ -15,9 +15,11 @@ from typing import Annotated, Any
 import typer
 
 from stages import model_commands, prototype_commands
+from stages.command_options import GroupOption, LabelOption, SetOption
 from stages.console import console as _console
 from stages.store_commands import store_app
 from stages.student_commands import students_app
+from stages.teacher_commands import teachers_app
 
 app = typer.Typer(
     name="ossicle",
@@ -28,10 +30,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(store_app, name="store")
-teachers_app = typer.Typer(
-    help="List the teachers: what each hears and gives, its licence, where its weights are.",
-    invoke_without_command=True,
-)
 app.add_typer(teachers_app, name="teachers")
 app.add_typer(students_app, name="students")
 
@@ -50,10 +48,6 @@ EXTRAS |= {
 
 RecipeArgument = Annotated[
     str, typer.Argument(help="a recipe file, or the name of a shipped one", metavar="RECIPE")
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="change one key, e.g. student.name=micronet_m0"),
 ]
 OnlyOption = Annotated[
     list[str] | None, typer.Option("--only", metavar="RUN", help="only these runs of the recipe (may repeat)")
@@ -231,8 +225,8 @@ def evaluate(
         Path | None,
         typer.Option("--manifest", help="CSV or Parquet of your own clips, instead of the recipe's tasks"),
     ] = None,
-    label: Annotated[str, typer.Option(help="its label column")] = "label",
-    group: Annotated[str | None, typer.Option(help="its column of groups that folds must not split")] = None,
+    label: LabelOption = "label",
+    group: GroupOption = None,
 ) -> None:
     """Score frozen embeddings with k-NN and linear probes, teacher and floors beside them."""
     typer.echo(_call("evaluate", recipe, set_, model=model, manifest=manifest_, label=label, group=group))
@@ -294,49 +288,6 @@ def show_recipe(
         typer.echo(module.shipped())
     else:
         typer.echo(module.keys() if keys else module.resolved(recipe, set_ or ()))
-
-
-@teachers_app.callback()
-def list_teachers(
-    context: typer.Context,
-    markdown: Annotated[
-        bool, typer.Option("--markdown", help="print the tables of docs/teachers.md instead")
-    ] = False,
-) -> None:
-    """List the teachers: what each hears and gives, its licence, where its weights are."""
-    if context.invoked_subcommand is None:
-        from rich.console import Console
-
-        module = importlib.import_module("stages.teachers")
-        # A listing is output, not progress: it goes where a pipe reads it.
-        width = None if sys.stdout.isatty() else 200
-        typer.echo(module.run(console=Console(highlight=False, width=width), markdown=markdown), nl=markdown)
-
-
-@teachers_app.command(name="show")
-def show_teacher(
-    name: Annotated[str, typer.Argument(help="a teacher of the list", metavar="NAME")],
-) -> None:
-    """Print a teacher's files, who publishes them, licence, citation and own options."""
-    from rich.console import Console
-
-    importlib.import_module("stages.teachers").show(name, console=Console(highlight=False))
-
-
-@teachers_app.command(name="check")
-def check_teacher(
-    name: Annotated[
-        str,
-        typer.Argument(help="a teacher, run:FOLDER, or a recipe file that declares one", metavar="NAME"),
-    ],
-    set_: SetOption = None,
-) -> None:
-    """Feed dummy clips to a teacher; say which part of the contract it breaks, exit 1 if any."""
-    from rich.console import Console
-
-    module = importlib.import_module("stages.teachers")
-    if not module.check(name, set_, console=Console(highlight=False)):
-        raise typer.Exit(1)
 
 
 def main() -> None:

@@ -8,18 +8,17 @@ from typing import Annotated
 
 import typer
 
+from stages.command_options import GroupOption, LabelOption, RunArgument, RunStoreOption
 from stages.console import console
 
 
 def package(
-    run: Annotated[str, typer.Argument(help="a run's or an export's folder", metavar="RUN")],
+    run: RunArgument,
     to: Annotated[
         Path | None,
         typer.Option(help="a folder, or a file ending in .zip or .tar.gz", metavar="FOLDER|FILE"),
     ] = None,
-    store: Annotated[
-        str | None, typer.Option(help="the run's store, where it is not among the artifacts")
-    ] = None,
+    store: RunStoreOption = None,
     licence: Annotated[str | None, typer.Option(help="of the weights; default the teacher's")] = None,
     push: Annotated[
         str | None, typer.Option(metavar="OWNER/NAME", help="also upload to this repository of a model hub")
@@ -44,9 +43,7 @@ def convert(
             metavar="TARGET", help="litert (the default), ethos-u55-128, executorch, ...; may repeat"
         ),
     ] = None,
-    store: Annotated[
-        str | None, typer.Option(help="the run's store, where it is not among the artifacts")
-    ] = None,
+    store: RunStoreOption = None,
     held_out_clips: Annotated[
         int, typer.Option(min=2, help="rows of the store that each file is compared with float32 on")
     ] = 256,
@@ -75,7 +72,7 @@ def convert(
 
 
 def quantise(
-    run: Annotated[str, typer.Argument(help="a run's or an export's folder", metavar="RUN")],
+    run: RunArgument,
     store: Annotated[
         str | None, typer.Option(help="rows are read from it; default the store that the run learnt from")
     ] = None,
@@ -116,8 +113,8 @@ def compare(
     manifest: Annotated[
         Path | None, typer.Option(help="CSV or Parquet of your own clips, instead of the recipe's tasks")
     ] = None,
-    label: Annotated[str, typer.Option(help="its label column")] = "label",
-    group: Annotated[str | None, typer.Option(help="its column of groups that folds must not split")] = None,
+    label: LabelOption = "label",
+    group: GroupOption = None,
     store: Annotated[
         str | None, typer.Option(help="compare neighbours with the teacher's embeddings in this store")
     ] = None,
@@ -141,10 +138,8 @@ def compare(
 
 
 def c(
-    run: Annotated[str, typer.Argument(help="a run's or an export's folder", metavar="RUN")],
-    store: Annotated[
-        str | None, typer.Option(help="the run's store, where it is not among the artifacts")
-    ] = None,
+    run: RunArgument,
+    store: RunStoreOption = None,
     max_frames: Annotated[
         int | None, typer.Option(min=1, help="the longest clip it takes; default that of the store's rows")
     ] = None,

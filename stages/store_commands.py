@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from stages.command_options import SetOption
 from stages.console import console
 
 store_app = typer.Typer(
@@ -18,10 +19,6 @@ store_app = typer.Typer(
 
 StoreArgument = Annotated[
     str, typer.Argument(help="a recipe, or a store's folder or s3:// URL", metavar="RECIPE")
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="change one key, e.g. student.name=micronet_m0"),
 ]
 
 

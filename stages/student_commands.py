@@ -1,12 +1,12 @@
-"""The ``ossicle students`` commands. The stage is imported when called, so that ``--help`` costs no torch."""
+"""The ``ossicle students`` commands."""
 
 from __future__ import annotations
 
-import importlib
-import sys
 from typing import Annotated
 
 import typer
+
+from stages import catalogue_commands
 
 students_app = typer.Typer(
     help="List the students: parameters, MACs, embedding width, paper, options.",
@@ -22,13 +22,7 @@ def list_students(
     ] = False,
 ) -> None:
     """List the students: parameters, MACs, embedding width, paper, options."""
-    if context.invoked_subcommand is None:
-        from rich.console import Console
-
-        module = importlib.import_module("stages.students")
-        # A listing is output, not progress: it goes where a pipe reads it.
-        width = None if sys.stdout.isatty() else 200
-        typer.echo(module.run(console=Console(highlight=False, width=width), markdown=markdown), nl=markdown)
+    catalogue_commands.list_all("students", context, markdown)
 
 
 @students_app.command(name="show")
@@ -36,9 +30,7 @@ def show_student(
     name: Annotated[str, typer.Argument(help="a student of the list", metavar="NAME")],
 ) -> None:
     """Print a student's paper, published counts, the checkpoints it can start from and its own options."""
-    from rich.console import Console
-
-    importlib.import_module("stages.students").show(name, console=Console(highlight=False))
+    catalogue_commands.show("students", name)
 
 
 @students_app.command(name="check")
@@ -52,8 +44,4 @@ def check_student(
     ] = None,
 ) -> None:
     """Feed dummy log-mels to a student; say which part of the contract it breaks, exit 1 if any."""
-    from rich.console import Console
-
-    module = importlib.import_module("stages.students")
-    if not module.check(name, set_, console=Console(highlight=False)):
-        raise typer.Exit(1)
+    catalogue_commands.check("students", name, set_)
