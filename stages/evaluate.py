@@ -23,8 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from pipeline import artifact
 from pipeline import recipe as recipes
 from pipeline.config import Recipe, digest
-from pipeline.errors import MissingArtifactError
-from pipeline.evaluation import clip_store, probe_answers, projection, structure
+from pipeline.evaluation import probe_answers, projection, structure, vector_store
 from pipeline.evaluation.clip_vectors import ClipVectors, embed_clips
 from pipeline.evaluation.clips import TaskClips
 from pipeline.evaluation.comparison import Comparison
@@ -44,6 +43,7 @@ from stages import evaluate_splits, evaluate_suites, evaluation_tasks, locations
 from stages.evaluate_statistics import Statistics
 from stages.evaluate_suites import ChosenSuite
 from stages.evaluate_table import score_table, share_table, structure_table, suite_tables
+from stages.run_choice import trained_runs
 
 SCHEMA = "ossicle-evaluation/1"
 INT8_FILE = "student_s8s8.onnx"
@@ -126,16 +126,7 @@ def _comparison(recipe: Recipe, model: str | None, console: Console) -> Comparis
 def _add_runs(recipe: Recipe, comparison: Comparison, console: Console) -> None:
     # A regression on the teacher's embeddings has no student to score; the teacher has rows of its own.
     runs = [run for run in recipes.expand(recipe) if run.recipe.train.control != "teacher_lr"]
-    trained = [run for run in runs if artifact.is_finished(locations.run_folder(run))]
-    if not trained:
-        raise MissingArtifactError(
-            "no trained run to evaluate", expected=", ".join(run.label for run in runs),
-            run=f"ossicle distill {recipe.name}",
-        )  # fmt: skip
-    for run in runs:
-        if run not in trained:
-            console.print(f"evaluate: {run.label} is not trained yet; left out")
-    for run in trained:
+    for run in trained_runs(runs, recipe, "evaluate", "evaluate", console):
         control = run.recipe.train.control
         comparison.add_run(run.name, run.seed, control, locations.run_folder(run))
         if control != "none" or not run.recipe.export.int8:
@@ -170,9 +161,8 @@ def _evaluate(
             name = clips.task.name
             bar = progress.add_task(f"evaluate {name}", total=len(clips.frame))
             vectors = embed_clips(
-                clips, comparison.embedders, windowing, None,
+                clips, comparison.embedders, windowing, root / vector_store.FOLDER,
                 lambda done, total, bar=bar: progress.update(bar, completed=done, total=total),  # type: ignore[misc]
-                others=sorted(root.glob("evaluation/*/embeddings")), shared=root / clip_store.FOLDER,
             )  # fmt: skip
             progress.update(bar, description=f"evaluate {name}: probes", completed=len(clips.frame))
             if evaluate_splits.is_split(clips):

@@ -16,9 +16,9 @@ from rich.table import Table
 from pipeline import artifact
 from pipeline.config import Recipe
 from pipeline.deploy.bundle import Job, export_run
-from pipeline.errors import ConfigError, MissingArtifactError, near_matches
-from pipeline.recipe import Run, expand
+from pipeline.recipe import Run
 from stages import locations
+from stages.run_choice import chosen_students, trained_runs
 
 
 def run(recipe: Recipe, *, console: Console, only: Sequence[str] = ()) -> Path:
@@ -37,17 +37,8 @@ def run(recipe: Recipe, *, console: Console, only: Sequence[str] = ()) -> Path:
         MissingArtifactError: none of the chosen runs is trained yet.
         ParityError: an exported file differs from torch.
     """
-    chosen = _chosen(recipe, only)
-    finished = [r for r in chosen if artifact.is_finished(locations.run_folder(r))]
-    if not finished:
-        raise MissingArtifactError(
-            "no trained run to export",
-            expected=", ".join(r.label for r in chosen),
-            run=f"ossicle distill {recipe.name}",
-        )
-    for waiting in chosen:
-        if waiting not in finished:
-            console.print(f"export: {waiting.label} is not trained yet; left out")
+    chosen = chosen_students(recipe, only, "export")
+    finished = trained_runs(chosen, recipe, "export", "export", console)
     jobs = {r.label: _job(r) for r in finished}
     done = {label: job.folder for label, job in jobs.items() if _is_exported(job)}
     if done:
@@ -70,20 +61,6 @@ def run(recipe: Recipe, *, console: Console, only: Sequence[str] = ()) -> Path:
             )
     first = next((r for r in finished if r.name == recipe.headline), finished[0])
     return jobs[first.label].folder
-
-
-def _chosen(recipe: Recipe, only: Sequence[str]) -> list[Run]:
-    runs = expand(recipe)
-    known = {name for r in runs for name in (r.name, r.label)}
-    for name in only:
-        if name not in known:
-            raise ConfigError(f"no run is called {name!r}", expected=near_matches(name, known), got=name)
-    if only:
-        return [r for r in runs if r.name in only or r.label in only]
-    chosen = [r for r in runs if r.recipe.train.control == "none"]
-    if not chosen:
-        raise ConfigError("every run of the recipe is a control", run="ossicle export --only NAME")
-    return chosen
 
 
 def _job(run: Run) -> Job:

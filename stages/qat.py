@@ -11,14 +11,14 @@ from rich.table import Table
 
 from pipeline import artifact
 from pipeline.config import Recipe
-from pipeline.errors import ConfigError, MissingArtifactError, TrainingError
+from pipeline.errors import ConfigError, TrainingError
 from pipeline.quantisation.job import QatJob
 from pipeline.ranks import Rank
 from pipeline.recipe import Run
 from pipeline.store.commits import read_marker
 from pipeline.training.pool import Outcome, limit_of, train_all
 from stages import locations
-from stages.run_choice import chosen_runs
+from stages.run_choice import chosen_students, trained_runs
 from stages.run_display import RunDisplay
 
 WORKER = "pipeline.quantisation.worker"
@@ -47,7 +47,8 @@ def run(recipe: Recipe, *, console: Console, only: Sequence[str] = ()) -> Path:
             "ossicle qat trains each run in one process", expected="1 process", got=f"{rank.world} processes",
             run=f"ossicle qat {recipe.name}, without a launcher",
         )  # fmt: skip
-    jobs = [_job(run) for run in _trained(recipe, only, console)]
+    chosen = chosen_students(recipe, only, "qat")
+    jobs = [_job(run) for run in trained_runs(chosen, recipe, "qat", "quantise", console)]
     done = [job for job in jobs if artifact.is_finished(job.folder, job.work)]
     outcomes = {job.run.label: Outcome("done", artifact.read(job.folder).summary) for job in done}
     for label in outcomes:
@@ -72,24 +73,6 @@ def run(recipe: Recipe, *, console: Console, only: Sequence[str] = ()) -> Path:
             run="the same command trains only what is not finished",
         )
     return jobs[0].folder if len(jobs) == 1 else locations.root(recipe) / "qat"
-
-
-def _trained(recipe: Recipe, only: Sequence[str], console: Console) -> list[Run]:
-    chosen = [run for run in chosen_runs(recipe, only) if only or run.recipe.train.control == "none"]
-    if not chosen:
-        raise ConfigError(
-            "every run of the recipe is a control", run=f"ossicle qat {recipe.name} --only NAME"
-        )
-    finished = [run for run in chosen if artifact.is_finished(locations.run_folder(run))]
-    if not finished:
-        raise MissingArtifactError(
-            "no trained run to quantise", expected=", ".join(run.label for run in chosen),
-            run=f"ossicle distill {recipe.name}",
-        )  # fmt: skip
-    for waiting in chosen:
-        if waiting not in finished:
-            console.print(f"qat: {waiting.label} is not trained yet; left out")
-    return finished
 
 
 def _job(run: Run) -> QatJob:

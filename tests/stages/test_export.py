@@ -101,7 +101,7 @@ def test_nothing_trained_and_wrong_names_are_told(recipe: Recipe) -> None:
     with pytest.raises(MissingArtifactError) as missing:
         run(recipe)
     assert missing.value.run == "ossicle distill tiny"
-    with pytest.raises(ConfigError, match="no run is called") as wrong:
+    with pytest.raises(ConfigError, match="has no run") as wrong:
         run(recipe, "distiled")
     assert "distilled" in str(wrong.value.expected)
 
