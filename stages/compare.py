@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from pipeline import artifact
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError, MissingArtifactError, OssicleError
-from pipeline.evaluation import clip_store, store_overlap, structure
+from pipeline.evaluation import store_overlap, structure, vector_store
 from pipeline.evaluation.clip_vectors import ClipVectors, embed_clips
 from pipeline.evaluation.clips import TaskClips
 from pipeline.evaluation.scoring import answer_task, differences, score_answers
@@ -144,9 +144,8 @@ def _compare(
             vectors = embed_clips(
                 clips, {one.model.key: one.embedder for one in models},
                 Windowing(recipe.embed.window_seconds, recipe.evaluate.max_windows_per_clip),
-                root / "compare" / "embeddings",
+                root / vector_store.FOLDER,
                 lambda done, total, bar=bar: progress.update(bar, completed=done, total=total),  # type: ignore[misc]
-                others=sorted((root / "evaluation").glob("*/embeddings")), shared=root / clip_store.FOLDER,
             )  # fmt: skip
             progress.update(bar, completed=len(clips.frame))
             widths |= {key: int(vectors.embeddings[key].shape[1]) for key in vectors.embeddings}

@@ -15,7 +15,7 @@ from pipeline import artifact
 from pipeline import recipe as recipes
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError
-from pipeline.evaluation import dear_table
+from pipeline.evaluation import dear_table, vector_store
 from pipeline.evaluation.clip_vectors import ClipVectors
 from pipeline.evaluation.comparison import Comparison
 from pipeline.evaluation.dear_table import DearTracks
@@ -25,7 +25,6 @@ from pipeline.evaluation.suite import Suite, read_suite, suite_names
 from pipeline.evaluation.track_vectors import embed_tracks
 from stages import locations
 
-FOLDER = "track_vectors"
 PREDICTIONS = "predictions"
 
 
@@ -107,7 +106,7 @@ def score(
         bar = progress.add_task(f"evaluate {name}: tracks", total=len(tracks.paths))
         vectors = embed_tracks(
             tracks.paths, tracks.audio_digests, tracks.seconds, comparison.embedders,
-            locations.root(recipe) / FOLDER,
+            locations.root(recipe) / vector_store.FOLDER,
             lambda done, total, bar=bar: progress.update(bar, completed=done, total=total),  # type: ignore[misc]
         )  # fmt: skip
         tasks = heard_tasks(

@@ -21,8 +21,8 @@ from pipeline import manifest as manifests
 from pipeline import recipe as recipes
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError, near_matches
-from pipeline.evaluation import clip_store
 from pipeline.evaluation import clips as task_clips
+from pipeline.evaluation import vector_store
 from pipeline.evaluation.clip_vectors import embed_clips
 from pipeline.evaluation.clips import TaskClips
 from pipeline.evaluation.comparison import file_key
@@ -277,10 +277,9 @@ def _embed(
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task(f"embed {clips.task.name}", total=len(clips.frame))
         vectors = embed_clips(
-            clips, {key: one.embedder for key, one in once.items()}, windowing, folder / "embeddings",
+            clips, {key: one.embedder for key, one in once.items()}, windowing,
+            locations.root(recipe) / vector_store.FOLDER,
             lambda done, total: progress.update(bar, completed=done, total=total),
-            others=[locations.evaluation_folder(recipe) / "embeddings"],
-            shared=locations.root(recipe) / clip_store.FOLDER,
         )  # fmt: skip
     heard = np.ones(len(clips.frame), dtype=bool)
     heard[[clip.row for clip in vectors.unusable]] = False

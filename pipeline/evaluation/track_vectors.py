@@ -6,8 +6,6 @@ of a track that ends early is followed by silence; a second that holds no more t
 
 from __future__ import annotations
 
-import io
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +14,16 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float32
 
-from pipeline import artifact, config
 from pipeline.audio import clip_source, resampling
 from pipeline.audio.windows import fit
 from pipeline.errors import AudioError, ConfigError
 from pipeline.evaluation.embedders import Embedder
+from pipeline.evaluation.vector_store import WHOLE, Made, VectorStore
 from pipeline.evaluation.window_batch import SAMPLE_RATE_HZ, UnusableClip, WindowBatch
 
-CODE_VERSION = "track_vectors/1"
-CHUNK_TRACKS = 32
+CODE_VERSION = "track_vectors/2"
+SHARD_TRACKS = 32
+NO_SOUND = "no_sound"
 HEARD_SHARE = 0.5
 
 
@@ -45,16 +44,6 @@ class TrackVectors:
     unusable: list[UnusableClip]
 
 
-@dataclass(frozen=True)
-class _Chunk:
-    """Some tracks under one model."""
-
-    track: np.ndarray
-    second: np.ndarray
-    heard: np.ndarray
-    reason: list[str]
-
-
 def embed_tracks(
     paths: Sequence[Path],
     digests: Sequence[str],
@@ -63,52 +52,54 @@ def embed_tracks(
     folder: Path,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> TrackVectors:
-    """Return the embeddings of every track and second under every model.
+    """Return the embeddings of every track and second under every model; what a store in ``folder`` has is read.
 
-    Each track is decoded once for all models. Files: ``<folder>/<model digest>/<tracks' digest>.npz``, one for 32
-    tracks, written when they are done, so that a killed evaluation goes on where it was, and any other that scores
-    the same model on the same sound reads them.
+    Each track is decoded once for all models that have not heard it. A shard of the store is 32 tracks, written when
+    they are done, so that a killed evaluation goes on where it was, and any other that scores the same model on the
+    same sound reads them.
 
     Args:
         paths: of the tracks.
         digests: of the tracks' bytes, in their order.
         seconds: of a track.
         embedders: by key.
-        folder: where the files are.
+        folder: of the stores that all evaluations share.
         on_progress: called with tracks done and tracks in all.
 
     Raises:
         AudioError: not one track can be decoded.
         ConfigError: a model cannot hear one second, or a whole track.
+        StoreError: a store is damaged.
     """
-    chunks: dict[str, list[_Chunk]] = {key: [] for key in embedders}
-    for start in range(0, len(paths), CHUNK_TRACKS):
-        part = list(paths[start : start + CHUNK_TRACKS])
-        name = config.digest(
-            {"code": CODE_VERSION, "seconds": seconds, "audio": list(digests[start : start + len(part)])}
-        )
-        files = {key: folder / one.digest()[:16] / f"{name[:16]}.npz" for key, one in embedders.items()}
-        found = {key: chunk for key, path in files.items() if (chunk := _read(path)) is not None}
-        missing = {key: one for key, one in embedders.items() if key not in found}
-        if missing:
-            found |= _embed(part, seconds, missing)
-            for key in missing:
-                artifact.write_bytes(files[key], _packed(found[key]))
-        for key, chunk in found.items():
-            chunks[key].append(chunk)
-        on_progress(start + len(part), len(paths))
-    first = next(iter(chunks.values()))
-    reasons = [reason for chunk in first for reason in chunk.reason]
-    unusable = [UnusableClip(row, str(paths[row]), reason) for row, reason in enumerate(reasons) if reason]
+    path_of = dict(zip(digests, paths, strict=True))
+    keys = {embedder.digest(): key for key, embedder in reversed(embedders.items())}
+    parts = [WHOLE, *(str(second) for second in range(seconds))]
+    cutting = {"code": CODE_VERSION, "seconds": seconds}
+    store = VectorStore(folder, "tracks", digests, cutting, parts, SHARD_TRACKS)
+    refused: dict[int, list[str]] = {}
+
+    def hear(models: Mapping[str, Embedder], asked: Mapping[str, list[int]]) -> Made:
+        made = _hear([path_of[sound] for sound in store.sounds], seconds, models, keys, asked)
+        refused.update(made.refused)
+        return made
+
+    found = store.complete({digest: embedders[key] for digest, key in keys.items()}, hear, on_progress)
+    refused = store.refused() if found else refused
+    place_of = {sound: place for place, sound in enumerate(store.sounds)}
+    places = [place_of[digest] for digest in digests]
+    reasons = [refused.get(place, [""] * len(parts)) for place in places]
+    unusable = [UnusableClip(row, str(paths[row]), of[0]) for row, of in enumerate(reasons) if of[0]]
     if len(unusable) == len(paths):
         raise AudioError(
             "no_tracks", f"not one of {len(paths)} tracks can be decoded",
             got=f"{unusable[0].path}: {unusable[0].reason}",
         )  # fmt: skip
-    tracks = {key: _joined([chunk.track for chunk in parts]) for key, parts in chunks.items()}
-    rows = {key: _joined([chunk.second for chunk in parts]) for key, parts in chunks.items()}
-    flat = {key: matrix.reshape(-1, matrix.shape[-1]) for key, matrix in rows.items()}
-    return TrackVectors(tracks, flat, np.concatenate([chunk.heard for chunk in first]), unusable)
+    heard = np.array([[not reason for reason in of[1:]] for of in reasons])
+    tracks, rows = {}, {}
+    for key, embedder in embedders.items():
+        vectors = found[embedder.digest()][places]
+        tracks[key], rows[key] = vectors[:, 0], vectors[:, 1:].reshape(-1, vectors.shape[2])
+    return TrackVectors(tracks, rows, heard, unusable)
 
 
 def cut(
@@ -123,33 +114,34 @@ def cut(
     return whole, whole.reshape(seconds, SAMPLE_RATE_HZ), heard
 
 
-def _embed(paths: Sequence[Path], seconds: int, embedders: Mapping[str, Embedder]) -> dict[str, _Chunk]:
-    made: dict[str, tuple[dict[int, np.ndarray], dict[int, np.ndarray]]] = {
-        key: ({}, {}) for key in embedders
-    }
-    heard = np.zeros((len(paths), seconds), dtype=bool)
-    reasons = [""] * len(paths)
-    for row, path in enumerate(paths):
+def _hear(
+    paths: Sequence[Path],
+    seconds: int,
+    models: Mapping[str, Embedder],
+    keys: Mapping[str, str],
+    asked: Mapping[str, list[int]],
+) -> Made:
+    """Return whole and seconds of each asked track under each model that asks for it."""
+    wanted = {digest: set(places) for digest, places in asked.items()}
+    made = Made({digest: {} for digest in models}, {})
+    for place in sorted(set().union(*wanted.values())):
         try:
-            native, rate_hz = clip_source.read(path)
+            native, rate_hz = clip_source.read(paths[place])
         except AudioError as error:
-            reasons[row] = error.reason
+            made.refused[place] = [error.reason] * (1 + seconds)
             continue
-        whole, parts, heard[row] = cut(resampling.resample(native, rate_hz, SAMPLE_RATE_HZ), seconds)
-        track_batch = WindowBatch(torch.from_numpy(whole[None]), np.array([row]))
-        second_batch = WindowBatch(torch.from_numpy(parts), np.full(seconds, row))
-        for key, embedder in embedders.items():
-            made[key][0][row] = _heard(key, embedder, track_batch)[0]
-            made[key][1][row] = _heard(key, embedder, second_batch)
-    found = {}
-    for key, (tracks, rows) in made.items():
-        dim = next((vector.shape[0] for vector in tracks.values()), 0)
-        track = np.full((len(paths), dim), np.nan, dtype=np.float32)
-        second = np.full((len(paths), seconds, dim), np.nan, dtype=np.float32)
-        for row in tracks:
-            track[row], second[row][heard[row]] = tracks[row], rows[row][heard[row]]
-        found[key] = _Chunk(track, second, heard, reasons)
-    return found
+        whole, parts, heard = cut(resampling.resample(native, rate_hz, SAMPLE_RATE_HZ), seconds)
+        if not heard.all():
+            made.refused[place] = ["", *("" if one else NO_SOUND for one in heard)]
+        track_batch = WindowBatch(torch.from_numpy(whole[None]), np.array([place]))
+        second_batch = WindowBatch(torch.from_numpy(parts), np.full(seconds, place))
+        for digest in (one for one in models if place in wanted[one]):
+            track, second = (
+                _heard(keys[digest], models[digest], batch) for batch in (track_batch, second_batch)
+            )
+            seconds_heard = np.where(heard[:, None], second, np.float32(np.nan))
+            made.vectors[digest][place] = np.concatenate([track, seconds_heard])
+    return made
 
 
 def _heard(key: str, embedder: Embedder, batch: WindowBatch) -> np.ndarray:
@@ -165,33 +157,3 @@ def _heard(key: str, embedder: Embedder, batch: WindowBatch) -> np.ndarray:
             f"{key} cannot hear {seconds:g} s at once", expected="a model of any input length",
             got=str(error).splitlines()[0],
         ) from error  # fmt: skip
-
-
-def _joined(parts: list[np.ndarray]) -> np.ndarray:
-    """Return the parts in one; a part of tracks that could not be decoded has no width yet."""
-    dim = max(part.shape[-1] for part in parts)
-    filled = [
-        part if part.shape[-1] == dim else np.full((*part.shape[:-1], dim), np.nan, dtype=np.float32)
-        for part in parts
-    ]
-    return np.concatenate(filled)
-
-
-def _packed(chunk: _Chunk) -> bytes:
-    buffer = io.BytesIO()
-    np.savez_compressed(
-        buffer, track=chunk.track, second=chunk.second, heard=chunk.heard, reason=np.array(chunk.reason)
-    )
-    return buffer.getvalue()
-
-
-def _read(path: Path) -> _Chunk | None:
-    """Return what is in ``path``; None where it is absent or damaged, and then made anew."""
-    if not path.is_file():
-        return None
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            reasons = [str(reason) for reason in stored["reason"]]
-            return _Chunk(stored["track"], stored["second"], stored["heard"], reasons)
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None

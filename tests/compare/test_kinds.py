@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,13 +22,15 @@ from pipeline.students.registry import build_student
 from pipeline.students.saved import save_student
 from stages import compare
 from tests.compare.side_by_side import FRONTEND, WINDOW_SECONDS, call
+from tests.evaluation import stored
 
 PATCH = 10
 
 
-def embeddings(folder: Path, key: str) -> tuple[np.ndarray, list[str]]:
-    with np.load(folder.parent / "embeddings" / f"mine.{key}.npz") as stored:
-        return stored["embedding"], list(stored["clip_id"])
+def embeddings(folder: Path, model: dict[str, Any], clips: Path) -> tuple[np.ndarray, list[str]]:
+    names = sorted(line.split(",")[0] for line in clips.read_text().splitlines()[1:])
+    paths = [clips.parent / name for name in names]
+    return stored.vectors(folder.parents[1] / "embeddings", model["digest"], paths), names
 
 
 def test_a_teacher_is_what_the_others_keep(recipe: Recipe, ours: str, clips: Path) -> None:
@@ -43,7 +46,7 @@ def test_a_teacher_is_what_the_others_keep(recipe: Recipe, ours: str, clips: Pat
         )
     assert "kept of the teacher's" in printed
     (row,) = record["structure"]
-    spaces = [embeddings(folder, key)[0].astype(np.float64) for key in (student, teacher)]
+    spaces = [embeddings(folder, model, clips)[0].astype(np.float64) for model in record["models"]]
     shared = []
     for clip in range(len(spaces[0])):
         nearest = []
@@ -119,7 +122,7 @@ def test_a_file_that_hears_patches_of_its_own_log_mel(
     assert patches == 2
     assert record["costs"][key]["passes"] == patches
     assert f"a window takes {patches} passes of [1, {PATCH}, 16]" in printed
-    got, names = embeddings(folder, key)
+    got, names = embeddings(folder, record["models"][1], clips)
     windows = clip_windows(
         clips.parent / names[0], Windowing(WINDOW_SECONDS, recipe.evaluate.max_windows_per_clip)
     )
