@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -17,9 +17,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipeline import artifact
 from pipeline.config import Recipe
-from pipeline.errors import ConfigError, MissingArtifactError, TrainingError
+from pipeline.errors import ConfigError, MissingArtifactError
 from pipeline.ranks import Rank
 from pipeline.recipe import Run
 from pipeline.run_folder import folder_of
@@ -28,10 +27,11 @@ from pipeline.training.distributed import Group, joined
 from pipeline.training.job import Job, run_job
 from pipeline.training.loop import Progress as StepProgress
 from pipeline.training.loop import TrainingStopped
-from pipeline.training.pool import Outcome, limit_of, train_all
+from pipeline.training.pool import Outcome
 from stages import locations
 from stages.run_choice import chosen_runs
 from stages.run_display import RunDisplay
+from stages.run_training import train_apart
 
 SCORES = ("accuracy", "teacher_accuracy", "mean_average_precision")
 
@@ -61,7 +61,7 @@ def run(recipe: Recipe, *, console: Console, only: tuple[str, ...] = ()) -> Path
         if rank.world > 1:
             _train_together(made, rank, console)
         else:
-            _train_apart(recipe, made, console)
+            train_apart(recipe, made, console, command="distill", steps=_steps(made), table=_table)
         jobs += made
         waiting = [run for run in waiting if run not in ready]
     return jobs[0].folder if len(jobs) == 1 else locations.root(recipe) / "run"
@@ -74,33 +74,6 @@ def _can_start(run: Run) -> bool:
         return start is None or bool(folder_of(start))
     except MissingArtifactError:
         return False
-
-
-def _train_apart(recipe: Recipe, jobs: list[Job], console: Console) -> None:
-    """Train each run in a process of its own, several at a time."""
-    done = [job for job in jobs if artifact.is_finished(job.folder, job.work)]
-    finished = {job.run.label: Outcome("done", artifact.read(job.folder).summary) for job in done}
-    for label in finished:
-        console.print(f"distill: {label} is finished, reused")
-    todo = [job for job in jobs if job.run.label not in finished]
-    outcomes = dict(finished)
-    if todo:
-        limit = limit_of(recipe.jobs, max(job.threads for job in todo))
-        with RunDisplay(console, "distill", _steps(todo)) as display:
-            try:
-                outcomes |= train_all(todo, limit, display.show)
-            except KeyboardInterrupt:
-                display.close()
-                console.print(f"distill: stopped; to go on: ossicle distill {recipe.name} (same options)")
-                raise
-    console.print(_table(jobs, outcomes))
-    failed = {label: _why(outcome) for label, outcome in outcomes.items() if outcome.state != "done"}
-    if failed:
-        raise TrainingError(
-            f"{len(failed)} of {len(jobs)} runs failed",
-            got="; ".join(f"{label}: {error}" for label, error in failed.items()),
-            run="the same command trains only what is not finished",
-        )
 
 
 def _train_together(jobs: list[Job], rank: Rank, console: Console) -> None:
@@ -162,16 +135,12 @@ def _asked_to_stop() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def _why(outcome: Outcome) -> str:
-    return outcome.error if outcome.state == "failed" else f"asked to stop at step {outcome.step}"
-
-
 def jobs_of(recipe: Recipe, only: tuple[str, ...] = ()) -> list[Job]:
     """Return the jobs of the chosen runs, finished ones too; arguments and errors as in ``run``."""
     return [_job(run) for run in chosen_runs(recipe, only)]
 
 
-def _steps(jobs: list[Job]) -> dict[str, int]:
+def _steps(jobs: Sequence[Job]) -> dict[str, int]:
     trains = {job.run.label: job.run.recipe.train for job in jobs}
     return {
         label: 0 if train.control in ("random", "teacher_lr") else train.steps
@@ -185,7 +154,7 @@ def _job(run: Run) -> Job:
     return Job(run, store, locations.run_folder(run), locations.run_config(run), locations.run_inputs(run))
 
 
-def _table(jobs: list[Job], outcomes: dict[str, Outcome]) -> Table:
+def _table(jobs: Sequence[Job], outcomes: Mapping[str, Outcome]) -> Table:
     # Of runs with a classifier: what it answers for held-out clips.
     scores = [name for name in SCORES if any(name in outcome.summary for outcome in outcomes.values())]
     titles = (name.replace("_", " ") for name in scores)

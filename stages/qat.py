@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from pipeline import artifact
 from pipeline.config import Recipe
-from pipeline.errors import ConfigError, TrainingError
+from pipeline.errors import ConfigError
 from pipeline.quantisation.job import QatJob
 from pipeline.ranks import Rank
 from pipeline.recipe import Run
 from pipeline.store.commits import read_marker
-from pipeline.training.pool import Outcome, limit_of, train_all
+from pipeline.training.pool import Outcome
 from stages import locations
 from stages.run_choice import chosen_students, trained_runs
-from stages.run_display import RunDisplay
+from stages.run_training import train_apart
 
 WORKER = "pipeline.quantisation.worker"
 
@@ -49,29 +48,8 @@ def run(recipe: Recipe, *, console: Console, only: Sequence[str] = ()) -> Path:
         )  # fmt: skip
     chosen = chosen_students(recipe, only, "qat")
     jobs = [_job(run) for run in trained_runs(chosen, recipe, "qat", "quantise", console)]
-    done = [job for job in jobs if artifact.is_finished(job.folder, job.work)]
-    outcomes = {job.run.label: Outcome("done", artifact.read(job.folder).summary) for job in done}
-    for label in outcomes:
-        console.print(f"qat: {label} is finished, reused")
-    todo = [job for job in jobs if job not in done]
-    if todo:
-        steps = {job.run.label: job.run.recipe.qat.steps for job in todo}
-        limit = limit_of(recipe.jobs, max(job.threads for job in todo))
-        with RunDisplay(console, "qat", steps) as display:
-            try:
-                outcomes |= train_all(todo, limit, display.show, WORKER)
-            except KeyboardInterrupt:
-                display.close()
-                console.print(f"qat: stopped; to go on: ossicle qat {recipe.name} (same options)")
-                raise
-    console.print(_table(jobs, outcomes))
-    failed = {label: one.error for label, one in outcomes.items() if one.state != "done"}
-    if failed:
-        raise TrainingError(
-            f"{len(failed)} of {len(jobs)} runs failed",
-            got="; ".join(f"{label}: {error}" for label, error in failed.items()),
-            run="the same command trains only what is not finished",
-        )
+    steps = {job.run.label: job.run.recipe.qat.steps for job in jobs}
+    train_apart(recipe, jobs, console, command="qat", steps=steps, table=_table, worker=WORKER)
     return jobs[0].folder if len(jobs) == 1 else locations.root(recipe) / "qat"
 
 
@@ -84,7 +62,7 @@ def _job(run: Run) -> QatJob:
     )  # fmt: skip
 
 
-def _table(jobs: list[QatJob], outcomes: dict[str, Outcome]) -> Table:
+def _table(jobs: Sequence[QatJob], outcomes: Mapping[str, Outcome]) -> Table:
     table = Table(title="int8, calibrated and trained, against float32", title_justify="left")
     table.add_column("run")
     for heading in (
