@@ -12,7 +12,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -190,8 +189,7 @@ def _score(
         record["differences"] += [
             {**asdict(found), "decided": found.decided} for found in differences(answers, recipe.evaluate)
         ]
-    heard = np.ones(len(clips.frame), dtype=bool)
-    heard[[clip.row for clip in vectors.unusable]] = False
+    heard = vectors.heard
     if teacher is None or heard.sum() <= NEIGHBOURS:
         return
     reference = vectors.embeddings[teacher][heard]

@@ -23,7 +23,7 @@ from pipeline.config import Recipe
 from pipeline.errors import ConfigError, near_matches
 from pipeline.evaluation import clips as task_clips
 from pipeline.evaluation import vector_store
-from pipeline.evaluation.clip_vectors import embed_clips
+from pipeline.evaluation.clip_vectors import ClipVectors, embed_clips
 from pipeline.evaluation.clips import TaskClips
 from pipeline.evaluation.comparison import file_key
 from pipeline.evaluation.embedders import open_embedder
@@ -130,7 +130,8 @@ def run(
         ]
     name = LOG_MEL if model == LOG_MEL else file_key(Path(model).resolve().stem)
     folder = to or locations.root(recipe) / "prototypes" / f"{name}-{file_key(clips.task.name)}"
-    vectors, heard = _embed(clips, encoders, recipe, folder, console)
+    found = _embed(clips, encoders, recipe, console)
+    vectors, heard = found.embeddings, found.heard
     labels = clips.frame["label"].to_numpy(dtype=str)
     groups = clips.frame["group"].to_numpy(dtype=str)
     kept = episodes.usable_classes(labels[heard], groups[heard], options.shots)
@@ -264,25 +265,17 @@ def _compared(beside: Sequence[str], recipe: Recipe) -> list[Encoder]:
     return found
 
 
-def _embed(
-    clips: TaskClips, encoders: list[Encoder], recipe: Recipe, folder: Path, console: Console
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Return each encoder's clip vectors, and which clips could be decoded."""
+def _embed(clips: TaskClips, encoders: list[Encoder], recipe: Recipe, console: Console) -> ClipVectors:
+    """Return each encoder's clip vectors; clips that cannot be decoded are named."""
     windowing = Windowing(recipe.embed.window_seconds, recipe.evaluate.max_windows_per_clip)
-    digests = {e.key: e.embedder.digest() for e in encoders}
-    # The log-mel's float and 8-bit banks have one embedding: no clip is heard twice for it.
-    once = {e.key: e for e in {digests[e.key]: e for e in reversed(encoders)}.values()}
-    first = {digests[key]: key for key in once}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task(f"embed {clips.task.name}", total=len(clips.frame))
         vectors = embed_clips(
-            clips, {key: one.embedder for key, one in once.items()}, windowing,
+            clips, {one.key: one.embedder for one in encoders}, windowing,
             locations.root(recipe) / vector_store.FOLDER,
             lambda done, total: progress.update(bar, completed=done, total=total),
         )  # fmt: skip
-    heard = np.ones(len(clips.frame), dtype=bool)
-    heard[[clip.row for clip in vectors.unusable]] = False
     for clip in vectors.unusable:
         console.print(f"prototypes: {clip.path} cannot be used ({clip.reason}), left out")
-    return {key: vectors.embeddings[first[digest]] for key, digest in digests.items()}, heard
+    return vectors

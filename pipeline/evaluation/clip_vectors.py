@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32
 
 from pipeline.errors import AudioError
 from pipeline.evaluation import audio_digests
@@ -31,6 +31,13 @@ class ClipVectors:
 
     embeddings: dict[str, Float32[np.ndarray, "clips dim"]]
     unusable: list[UnusableClip]
+
+    @property
+    def heard(self) -> Bool[np.ndarray, " clips"]:
+        """Which clips could be decoded."""
+        heard = np.ones(len(next(iter(self.embeddings.values()))), dtype=bool)
+        heard[[clip.row for clip in self.unusable]] = False
+        return heard
 
 
 def embed_clips(
