@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 
 from pipeline import artifact
 from pipeline.config import Recipe
@@ -23,6 +23,7 @@ from pipeline.recipe import Run
 from stages import benchmark_layers, benchmark_table, locations
 from stages.benchmark_layers import reason
 from stages.benchmark_models import NOT_FOR_ARM, Model, exported, models
+from stages.console import progress_bar
 
 RESULT = "benchmark.json"
 
@@ -94,8 +95,7 @@ def _measure(recipe: Recipe, runs: list[Run], folder: Path, console: Console) ->
     bench = recipe.benchmark
     counted = [m for m in found if bench.arm and m.row["precision"] not in NOT_FOR_ARM]
     steps = 2 * len(found) + len(counted) * len(bench.arm_cpus) + 1 + bench.layers
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with progress_bar(console) as progress:
         bar = progress.add_task("benchmark", total=steps)
         for model in found:
             progress.update(bar, description=f"count {model.name}")

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from pipeline import artifact
 from pipeline.config import Recipe
@@ -27,6 +26,7 @@ from pipeline.measure import latency
 from stages import compare_page, compare_table, evaluation_tasks, locations
 from stages.compare_costs import CostBook, reason
 from stages.compare_models import Compared, CostInput, Declared, open_models
+from stages.console import progress_bar
 
 SCHEMA = "ossicle-compare/1"
 RESULT, PAGE = "compare.json", "compare.html"
@@ -136,8 +136,7 @@ def _compare(
         "costs": {}, "frontends": {},
     }  # fmt: skip
     widths: dict[str, int] = {}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with progress_bar(console) as progress:
         for clips in tasks:
             bar = progress.add_task(f"compare {clips.task.name}", total=len(clips.frame))
             vectors = embed_clips(

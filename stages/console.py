@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from pipeline.contract import Finding
 
 
@@ -16,6 +18,22 @@ def console() -> Any:
 
     # A log has no width of its own: tables are written whole instead of being cut at 80 columns.
     return Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 160)
+
+
+def progress_bar(console: Any, *, remaining: bool = False) -> Progress:
+    """Return a bar that counts; ``remaining`` says how long it still takes, not how long it took."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    time = TimeRemainingColumn() if remaining else TimeElapsedColumn()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), time)
+    return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
 def print_findings(subject: str, findings: Sequence[Finding], console: Any) -> bool:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from pipeline import artifact
@@ -18,6 +17,7 @@ from pipeline.config import Recipe
 from pipeline.deploy.bundle import Job, export_run
 from pipeline.recipe import Run
 from stages import locations
+from stages.console import progress_bar
 from stages.run_choice import chosen_students, trained_runs
 
 
@@ -82,8 +82,7 @@ def _is_exported(job: Job) -> bool:
 
 
 def _export(jobs: list[Job], recipe: Recipe, console: Console) -> None:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with progress_bar(console) as progress:
         bar = progress.add_task("export", total=len(jobs))
         for summary in _summaries(jobs, recipe.jobs or os.cpu_count() or 1):
             progress.update(bar, advance=1, description=f"export {summary['label']}")

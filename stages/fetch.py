@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from pipeline.audio import packages
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError, OssicleError
+from stages.console import progress_bar
 
 
 def cache_of(recipe: Recipe) -> Path:
@@ -65,8 +65,7 @@ def _fetch_audio(recipe: Recipe, cache: Path, console: Console) -> list[str]:
     failures: list[str] = []
     if debs:
         packages.update_apt(state)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with progress_bar(console) as progress:
         bar = progress.add_task("fetch", total=len(debs) + len(wheels))
         for name in [*debs, *wheels]:
             progress.update(bar, description=f"fetch {name}")

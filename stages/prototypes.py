@@ -13,7 +13,6 @@ from typing import Any, get_args
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from pipeline import artifact
@@ -35,6 +34,7 @@ from pipeline.prototypes.episodes import Classifier
 from pipeline.prototypes.models import LOG_MEL, Encoder
 from pipeline.prototypes.onnx_bank import write_bank
 from stages import locations, run_records
+from stages.console import progress_bar
 
 RESULT = "prototypes.json"
 KB = 1024.0
@@ -268,8 +268,7 @@ def _compared(beside: Sequence[str], recipe: Recipe) -> list[Encoder]:
 def _embed(clips: TaskClips, encoders: list[Encoder], recipe: Recipe, console: Console) -> ClipVectors:
     """Return each encoder's clip vectors; clips that cannot be decoded are named."""
     windowing = Windowing(recipe.embed.window_seconds, recipe.evaluate.max_windows_per_clip)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with progress_bar(console, remaining=True) as progress:
         bar = progress.add_task(f"embed {clips.task.name}", total=len(clips.frame))
         vectors = embed_clips(
             clips, {one.key: one.embedder for one in encoders}, windowing,

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from pipeline import artifact
 from pipeline.config import ExportConfig
@@ -16,6 +15,7 @@ from pipeline.deploy.bundle import FP32
 from pipeline.store.reader import StoreReader
 from pipeline.students.saved import read_description
 from stages import locations, quantise_table, run_records
+from stages.console import progress_bar
 
 
 def run(name: str, *, console: Console, parts: tuple[str, ...], store: str | None = None) -> Path:
@@ -62,8 +62,7 @@ def run(name: str, *, console: Console, parts: tuple[str, ...], store: str | Non
 
 
 def _run(study: int8_study.Study, reader: StoreReader, console: Console) -> dict[str, Any]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with progress_bar(console) as progress:
         bar = progress.add_task("quantise", total=None)
 
         def done(what: str) -> None:
