@@ -84,7 +84,7 @@ def run(
     comparison = _comparison(recipe, model, console)
     # The grid came later; it counts where it is used, so that evaluations without suites keep their digest.
     choosing = bool(suites) or any(evaluate_splits.is_split(task) for task in tasks)
-    excluded = {"audio_roots", "tasks"} | (set() if choosing else {"grid"})
+    excluded = {"audio_roots", "tasks", "declared"} | (set() if choosing else {"grid"})
     config = {
         "evaluate": recipe.evaluate.model_dump(mode="json", exclude=excluded),
         "window_seconds": recipe.embed.window_seconds,
@@ -113,7 +113,9 @@ def run(
 def _comparison(recipe: Recipe, model: str | None, console: Console) -> Comparison:
     comparison = Comparison()
     comparison.add_teacher(recipe.embed, recipe.paths.cache)
-    comparison.add_other_teachers(recipe.evaluate.teachers, recipe.embed, recipe.paths.cache)
+    comparison.add_other_teachers(
+        recipe.evaluate.teachers, recipe.embed, recipe.paths.cache, recipe.evaluate.declared
+    )
     if model is not None:
         comparison.add_reference(model, recipe.embed, recipe.paths.cache)
     else:
@@ -166,7 +168,9 @@ def _evaluate(
             )  # fmt: skip
             progress.update(bar, description=f"evaluate {name}: probes", completed=len(clips.frame))
             if evaluate_splits.is_split(clips):
-                of_splits.append(evaluate_splits.score(recipe, clips, vectors, comparison, folder))
+                of_splits.append(
+                    evaluate_splits.score(recipe, clips, vectors, comparison, folder, found, console)
+                )
             elif clips.labelled:
                 answered[name] = answer_task(
                     clips, vectors.embeddings, recipe.evaluate, root / probe_answers.FOLDER
@@ -175,9 +179,10 @@ def _evaluate(
                 artifact.write_bytes(folder / PREDICTIONS / f"{name}.parquet", table)
                 rows += score_answers(answered[name], models, recipe.evaluate)
                 found.add_answers(clips, models, vectors.embeddings, answered[name], recipe.evaluate)
+                heard = {key: vectors.embeddings[key][answered[name].heard] for key in models}
                 found.add_few_shot(
-                    clips, models, vectors.embeddings, answered[name].heard, recipe.evaluate, console
-                )
+                    name, answered[name].labels, answered[name].groups, models, heard, recipe.evaluate, console
+                )  # fmt: skip
             if _mask(vectors).sum() >= CLIPS_AT_LEAST:
                 alike += _structure(name, comparison.models, vectors)
                 found.add_geometry(name, models, _all_heard(vectors), recipe.evaluate)
@@ -188,7 +193,7 @@ def _evaluate(
                 of_splits[-1].tasks if evaluate_splits.is_split(clips) else [_described(clips, vectors)]
             )
             widths |= _widths(vectors)
-        of_suites = evaluate_suites.score(recipe, suites, comparison, folder, console, progress)
+        of_suites = evaluate_suites.score(recipe, suites, comparison, folder, console, progress, found)
         for name, vectors in of_suites.vectors.items():
             alike += _structure(name, comparison.models, vectors)
             found.add_geometry(name, models, _all_heard(vectors), recipe.evaluate)
@@ -213,7 +218,7 @@ def _evaluate(
         "summary": evaluate_splits.without_shares_of_errors(summarise(rows), described),
         **found.as_json(),
         "structure": alike,
-        "settings": recipe.evaluate.model_dump(mode="json", exclude={"audio_roots"}),
+        "settings": recipe.evaluate.model_dump(mode="json", exclude={"audio_roots", "declared"}),
     }
     return artifact.without_nan(scores), projections
 
