@@ -164,6 +164,11 @@ class EvaluateConfig(Section):
     teachers: tuple[str, ...] = Field(
         (), description="further teachers to score, and to compare every model with, beside the recipe's own"
     )
+    declared: dict[str, TeacherConfig] = Field(
+        {},
+        description="[evaluate.declared.NAME]: keys of a teacher of evaluate.teachers that needs more than its name: "
+        "a graph, weights of one's own",
+    )
     overlap_at: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (1, 5, 10, 50),
         min_length=1,

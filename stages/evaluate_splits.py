@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 
 from pipeline import artifact
 from pipeline.config import Recipe
-from pipeline.evaluation import metrics, split_breakdown
+from pipeline.evaluation import metrics, probe_answers, split_breakdown
 from pipeline.evaluation.clip_vectors import ClipVectors
 from pipeline.evaluation.clips import TaskClips
 from pipeline.evaluation.comparison import Comparison
@@ -18,6 +19,8 @@ from pipeline.evaluation.dataset_clips import split_tasks
 from pipeline.evaluation.probes import PROBES
 from pipeline.evaluation.scoring import Score
 from pipeline.evaluation.split_scoring import described, heard_tasks, score_split_tasks
+from stages import locations
+from stages.evaluate_statistics import Statistics
 
 PREDICTIONS = "predictions"
 
@@ -47,22 +50,30 @@ def is_split(clips: TaskClips) -> bool:
 
 
 def score(
-    recipe: Recipe, clips: TaskClips, vectors: ClipVectors, comparison: Comparison, folder: Path
+    recipe: Recipe,
+    clips: TaskClips,
+    vectors: ClipVectors,
+    comparison: Comparison,
+    folder: Path,
+    statistics: Statistics,
+    console: Console,
 ) -> SplitResults:
     """Score every model on one task; the test rows' predictions go to ``predictions/*.parquet``.
+
+    Calibration and few-shot accuracy are added to ``statistics``; what is left out is said on ``console``.
 
     Raises:
         ManifestError: a split has nothing to tell apart.
         OssicleError: a probe cannot be fitted.
     """
-    heard = np.ones(len(clips.frame), dtype=bool)
-    heard[[clip.row for clip in vectors.unusable]] = False
-    tasks = heard_tasks(split_tasks(clips), {"track": heard})
+    tasks = heard_tasks(split_tasks(clips), {"track": vectors.heard})
     embeddings = {key: vectors.embeddings[key] for key in comparison.models}
     mean_of_metrics = f"{clips.task.name} "
     made = score_split_tasks(
-        tasks, comparison.models, {"track": embeddings}, recipe.evaluate, mean_of_metrics
-    )
+        tasks, comparison.models, {"track": embeddings}, recipe.evaluate, mean_of_metrics,
+        cache=locations.root(recipe) / probe_answers.FOLDER,
+    )  # fmt: skip
+    statistics.add_split_task(tasks[0], comparison.models, embeddings, made, recipe.evaluate, console)
     found = SplitResults(
         rows=[row for row in made.rows if row.task != mean_of_metrics],
         differences=[

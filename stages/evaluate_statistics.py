@@ -37,12 +37,16 @@ from pipeline.evaluation.scoring import (
     Score,
     differences,
 )
+from pipeline.evaluation.split_scoring import SplitScores
+from pipeline.evaluation.split_task import SplitTask
 from pipeline.prototypes import episodes
 from pipeline.prototypes.episodes import Classifier
 
 HUB_NEIGHBOURS = 10
 # Holm's smallest level is 0.05 / pairs; a bootstrap of B draws has no p-value below 2 / (1 + B).
 DRAWS_A_PAIR = 100
+# Of a test split at most so many rows are in few-shot episodes: more would narrow no interval over recordings.
+FEW_SHOT_ROWS = 2_000
 
 
 @dataclass
@@ -139,23 +143,64 @@ class Statistics:
                     self.conditions += [{**row, **of_one} for of_one in table]
         self._add_differences(models, answers, settings)
 
-    def add_few_shot(
+    def add_split_task(
         self,
-        clips: TaskClips,
+        task: SplitTask,
         models: Mapping[str, Model],
         embeddings: Mapping[str, np.ndarray],
-        heard: np.ndarray,
+        scores: SplitScores,
+        settings: EvaluateConfig,
+        console: Console,
+    ) -> None:
+        """Add calibration and few-shot accuracy of a task of classes with splits, both of its test rows alone.
+
+        Args:
+            task: nothing is added of one of values or tags.
+            models: by key.
+            embeddings: of all of the task's unit, by key.
+            scores: with the probes' answers; random initialisations are left out of the calibration.
+            settings: bins, shots, episodes and seed.
+            console: for what is left out.
+        """
+        if not task.classes:
+            return
+        inside = task.held_out
+        truth = np.searchsorted(task.classes, task.truth[inside])
+        for key in (key for key, model in models.items() if model.role != RANDOM):
+            for probe in PROBES:
+                answer = scores.answers[key, task.name, probe]
+                if answer.probabilities is None or answer.classes is None:
+                    continue
+                shares = np.zeros((len(truth), len(task.classes)))
+                shares[:, np.searchsorted(task.classes, answer.classes)] = answer.probabilities
+                measured = calibration.calibration(shares, truth, settings.calibration_bins)
+                self.calibration.append(
+                    {"task": task.name, "model": key, "probe": probe, **measured.as_json()}
+                )
+        rows = np.flatnonzero(inside)
+        if len(rows) > FEW_SHOT_ROWS:
+            drawn = np.random.default_rng(settings.seed).permutation(len(rows))[:FEW_SHOT_ROWS]
+            rows = rows[np.sort(drawn)]
+        given = {key: embeddings[key][task.rows[rows]] for key in models}
+        self.add_few_shot(task.name, task.truth[rows], task.groups[rows], models, given, settings, console)
+
+    def add_few_shot(
+        self,
+        task: str,
+        labels: np.ndarray,
+        groups: np.ndarray,
+        models: Mapping[str, Model],
+        embeddings: Mapping[str, np.ndarray],
         settings: EvaluateConfig,
         console: Console,
     ) -> None:
         """Add few-shot accuracy with prototypes and with neighbours, of the same episodes for every model.
 
-        A task whose recordings do not suffice for it is said to be left out.
+        A task whose recordings do not suffice for it is said to be left out. ``labels``, ``groups`` and every
+        embedding are of the clips that all models heard.
         """
         if not settings.shots:
             return
-        frame = clips.frame[heard]
-        labels, groups = frame["label"].to_numpy(dtype=str), frame["group"].to_numpy(dtype=str)
         try:
             kept = episodes.usable_classes(labels, groups, settings.shots)
             of_class = np.array([kept.index(label) if label in kept else -1 for label in labels])
@@ -165,7 +210,7 @@ class Statistics:
                 )
             )
         except ConfigError as error:
-            console.print(f"evaluate: {clips.task.name}: no few-shot episodes: {error.problem}")
+            console.print(f"evaluate: {task}: no few-shot episodes: {error.problem}")
             return
         classifiers = {
             "prototypes": Classifier(),
@@ -174,11 +219,9 @@ class Statistics:
         for key in models:
             for name, classifier in classifiers.items():
                 found = episodes.score_episodes(
-                    embeddings[key][heard], of_class, groups, drawn, classifier, seed=settings.seed
+                    embeddings[key], of_class, groups, drawn, classifier, seed=settings.seed
                 )
-                self.few_shot.append(
-                    {"task": clips.task.name, "model": key, "classifier": name, **found.as_json()}
-                )
+                self.few_shot.append({"task": task, "model": key, "classifier": name, **found.as_json()})
 
     def add_retention(
         self,

@@ -15,7 +15,7 @@ from pipeline import artifact
 from pipeline import recipe as recipes
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError
-from pipeline.evaluation import dear_table, vector_store
+from pipeline.evaluation import dear_table, probe_answers, vector_store
 from pipeline.evaluation.clip_vectors import ClipVectors
 from pipeline.evaluation.comparison import Comparison
 from pipeline.evaluation.dear_table import DearTracks
@@ -24,6 +24,7 @@ from pipeline.evaluation.split_scoring import described, heard_tasks, score_spli
 from pipeline.evaluation.suite import Suite, read_suite, suite_names
 from pipeline.evaluation.track_vectors import embed_tracks
 from stages import locations
+from stages.evaluate_statistics import Statistics
 
 PREDICTIONS = "predictions"
 
@@ -83,6 +84,7 @@ def score(
     folder: Path,
     console: Console,
     progress: Progress,
+    statistics: Statistics,
 ) -> SuiteScores:
     """Score every model on every task of ``suites``; the test rows' predictions go to ``predictions/*.parquet``.
 
@@ -93,6 +95,7 @@ def score(
         folder: of the evaluation.
         console: for what is left out.
         progress: bars are added to it.
+        statistics: calibration and few-shot accuracy are added to it.
 
     Raises:
         AudioError: not one track can be decoded.
@@ -116,9 +119,15 @@ def score(
         made = score_split_tasks(
             tasks, comparison.models, {"track": vectors.tracks, "second": vectors.seconds}, recipe.evaluate, name,
             lambda done, total, bar=bar: progress.update(bar, completed=done, total=total),  # type: ignore[misc]
+            cache=locations.root(recipe) / probe_answers.FOLDER,
         )  # fmt: skip
-        for task, table in made.predictions.items():
-            artifact.write_bytes(folder / PREDICTIONS / f"{task}.parquet", table.to_parquet(index=False))
+        for task in tasks:
+            embeddings = vectors.tracks if task.unit == "track" else vectors.seconds
+            statistics.add_split_task(task, comparison.models, embeddings, made, recipe.evaluate, console)
+        for name_of_task, table in made.predictions.items():
+            artifact.write_bytes(
+                folder / PREDICTIONS / f"{name_of_task}.parquet", table.to_parquet(index=False)
+            )
         found.rows += made.rows
         found.differences += [{**asdict(one), "decided": one.decided} for one in made.differences]
         found.tasks += [{**described(task, chosen.suite.licence), "suite": name} for task in tasks]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline import artifact, config
-from pipeline.config import EmbedConfig, LogMelConfig, StudentConfig
+from pipeline.config import EmbedConfig, LogMelConfig, StudentConfig, TeacherConfig
 from pipeline.errors import DigestMismatchError
 from pipeline.evaluation.embedders import (
     TEACHER_PREFIX,
@@ -29,10 +29,14 @@ ROLE_OF_CONTROL = {"none": STUDENT, "random": RANDOM, "labels": LABELS}
 
 @dataclass
 class Comparison:
-    """Models and what computes them, by key, in the order of the tables."""
+    """Models and what computes them, by key, in the order of the tables.
+
+    ``overlaps``: neighbour overlap with the teacher on the store's validation rows, of runs that measured it.
+    """
 
     models: dict[str, Model] = field(default_factory=dict)
     embedders: dict[str, Embedder] = field(default_factory=dict)
+    overlaps: dict[str, float] = field(default_factory=dict)
     _likes: dict[str, tuple[StudentConfig, SavedStudent]] = field(default_factory=dict)
 
     def add(self, model: Model, embedder: Embedder) -> None:
@@ -46,11 +50,26 @@ class Comparison:
         embedder = open_embedder(f"{TEACHER_PREFIX}{name}", settings.teacher, cache)
         self.add(Model(file_key(f"teacher-{name}"), TEACHER, name, source=embedder.digest()), embedder)
 
-    def add_other_teachers(self, names: Sequence[str], settings: EmbedConfig, cache: Path | None) -> None:
-        """Add further teachers, to compare with; the recipe's own is passed over."""
+    def add_other_teachers(
+        self,
+        names: Sequence[str],
+        settings: EmbedConfig,
+        cache: Path | None,
+        declared: Mapping[str, TeacherConfig] | None = None,
+    ) -> None:
+        """Add further teachers, to compare with; the recipe's own is passed over.
+
+        Args:
+            names: as the tables call them.
+            settings: the recipe's own teacher, whose keys those have that ``declared`` does not list.
+            cache: folder of downloads.
+            declared: keys of teachers by name.
+        """
         for name in names:
             if name != settings.teacher.name:
-                embedder = open_embedder(f"{TEACHER_PREFIX}{name}", settings.teacher, cache)
+                own = (declared or {}).get(name)
+                given = settings.teacher if own is None else own
+                embedder = open_embedder(f"{TEACHER_PREFIX}{name if own is None else own.name}", given, cache)
                 self.add(
                     Model(file_key(f"teacher-{name}"), REFERENCE, name, source=embedder.digest()), embedder
                 )
@@ -69,6 +88,9 @@ class Comparison:
         self.add(Model(key, role, name, seed, floor, record.digest), run_embedder(folder))
         if role != RANDOM:
             self._likes.setdefault(floor, (saved.student, saved))
+        overlap = record.summary.get("validation_neighbour_overlap")
+        if overlap is not None:
+            self.overlaps[key] = overlap
 
     def add_int8(self, name: str, seed: int, run_folder: Path, onnx: Path) -> None:
         """Add a run's int8 file.

@@ -10,7 +10,7 @@ validation split of its own, strengths are chosen on that one, and every probe i
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -32,6 +32,8 @@ from pipeline.probe_config import ProbeGridConfig
 _MAX_ITERATIONS = 2_000
 Truth = Shaped[np.ndarray, "development ..."]
 Answers = Shaped[np.ndarray, "strengths rows ..."]
+# The answers to the test rows under one strength, and the probabilities of classes.
+Final = Callable[[float], tuple[np.ndarray, np.ndarray | None]]
 Solver = Callable[[np.ndarray, np.ndarray, np.ndarray, Sequence[float]], np.ndarray]
 
 
@@ -44,12 +46,16 @@ class Answer:
         strength: C, alpha or k.
         development_score: the metric of its out-of-fold answers.
         at_edge: the grid's first or last, so that a wider grid may do better.
+        probabilities: (test, classes) of tasks of classes: softmax, or the neighbours' shares; else None.
+        classes: labels of their columns, in alphabetical order.
     """
 
     prediction: Shaped[np.ndarray, "test ..."]
     strength: float
     development_score: float
     at_edge: bool
+    probabilities: Float[np.ndarray, "test classes"] | None = None
+    classes: Shaped[np.ndarray, " classes"] | None = None
 
 
 class SplitProbes:
@@ -117,11 +123,12 @@ class SplitProbes:
         # Strengths go from smooth to rough, and the first of equals wins.
         best = int(np.argmax(sign * np.array(scores)))
         at_edge = len(strengths) > 1 and best in (0, len(strengths) - 1)
-        return Answer(test([strengths[best]])[0], float(strengths[best]), scores[best], at_edge)
+        with threadpool_limits(limits=1, user_api="blas"):
+            prediction, shares = test(strengths[best])
+        classes = None if shares is None else np.unique(truth[self.fitted])
+        return Answer(prediction, float(strengths[best]), scores[best], at_edge, shares, classes)
 
-    def _linear(
-        self, truth: Truth, kind: metrics.Kind
-    ) -> tuple[list[float], Answers, Callable[[Sequence[float]], np.ndarray]]:
+    def _linear(self, truth: Truth, kind: metrics.Kind) -> tuple[list[float], Answers, Final]:
         solver: Solver = {"classes": _logistic, "values": ridge, "tags": one_vs_rest}[kind]
         strengths = (
             sorted(self.grid.ridge_alpha, reverse=True) if kind == "values" else sorted(self.grid.logistic_c)
@@ -133,16 +140,17 @@ class SplitProbes:
             answers[:, held_out] = solver(
                 self.development[train], truth[train], self.development[held_out], strengths
             )
-        fitted = self.fitted
-        return (
-            strengths,
-            answers,
-            lambda chosen: solver(self.development[fitted], truth[fitted], self.test, chosen),
-        )
+        rows, labels = self.development[self.fitted], truth[self.fitted]
 
-    def _nearest(
-        self, truth: Truth, kind: metrics.Kind
-    ) -> tuple[list[float], Answers, Callable[[Sequence[float]], np.ndarray]]:
+        def final(chosen: float) -> tuple[np.ndarray, np.ndarray | None]:
+            if kind != "classes":
+                return solver(rows, labels, self.test, [chosen])[0], None
+            (model,) = _regressions(rows, labels, [chosen])
+            return model.predict(self.test), model.predict_proba(self.test)
+
+        return strengths, answers, final
+
+    def _nearest(self, truth: Truth, kind: metrics.Kind) -> tuple[list[float], Answers, Final]:
         fewest = min(len(train) for train, _ in self.folds)
         counts = sorted((k for k in set(self.grid.neighbours) if k <= fewest), reverse=True)
         if not counts:
@@ -155,7 +163,10 @@ class SplitProbes:
         return (
             said,
             vote(truth, inside, counts, kind),
-            lambda chosen: vote(truth, outside, [int(k) for k in chosen], kind),
+            lambda chosen: (
+                vote(truth, outside, [int(chosen)], kind)[0],
+                _shares(truth, truth[self.fitted], outside[:, : int(chosen)]) if kind == "classes" else None,
+            ),
         )
 
     @cached_property
@@ -216,8 +227,14 @@ def _logistic(
     train: np.ndarray, truth: np.ndarray, rows: np.ndarray, strengths: Sequence[float]
 ) -> np.ndarray:
     """Return logistic regression's answers for every C, each started from the last."""
+    return np.stack([model.predict(rows) for model in _regressions(train, truth, strengths)])
+
+
+def _regressions(
+    train: np.ndarray, truth: np.ndarray, strengths: Sequence[float]
+) -> Iterator[LogisticRegression]:
+    """Yield one model, fitted with every C in turn."""
     model = LogisticRegression(warm_start=True, max_iter=_MAX_ITERATIONS)
-    answers = []
     if len(np.unique(truth)) < 2:
         raise OssicleError(
             "a fold's training rows are all of one class", got=truth[0], run="--set evaluate.grid.folds=2"
@@ -233,8 +250,17 @@ def _logistic(
                     f"logistic regression did not converge with C = {strength:g}",
                     got=str(warning).splitlines()[0], run="--set evaluate.grid.logistic_c=[0.0001,0.001,0.01]",
                 ) from warning  # fmt: skip
-            answers.append(model.predict(rows))
-    return np.stack(answers)
+            yield model
+
+
+def _shares(
+    truth: Truth, fitted: Truth, neighbours: Int[np.ndarray, "rows k"]
+) -> Float[np.ndarray, "rows classes"]:
+    """Return how many of each row's neighbours are of each class of the fitted rows, as a share."""
+    classes = np.unique(fitted)
+    numbers = np.searchsorted(classes, truth[neighbours])
+    shares: np.ndarray = np.eye(len(classes))[numbers].mean(axis=1)
+    return shares
 
 
 def _search(rows: np.ndarray, queries: np.ndarray, count: int) -> np.ndarray:

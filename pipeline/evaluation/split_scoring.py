@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from pipeline.errors import OssicleError
 from pipeline.evaluation import group_intervals, metrics, significance
 from pipeline.evaluation.probes import PROBES
 from pipeline.evaluation.scoring import TEACHER, Difference, Model, Score
-from pipeline.evaluation.split_probes import SplitProbes
+from pipeline.evaluation.split_answers import SplitAnswers
+from pipeline.evaluation.split_probes import Answer
 from pipeline.evaluation.split_task import SplitTask, Unit
 
 Matrices = Mapping[Unit, Mapping[str, np.ndarray]]
@@ -29,11 +31,13 @@ class SplitScores:
         rows: model x task x probe, the mean over tasks last.
         differences: every model less the teacher, and every two others, on the same draws.
         predictions: task to a table of the test rows: ``row``, ``group``, ``truth``, ``<model key>.<probe>``.
+        answers: (model key, task, probe) to the answers themselves, with their probabilities.
     """
 
     rows: list[Score] = field(default_factory=list)
     differences: list[Difference] = field(default_factory=list)
     predictions: dict[str, pd.DataFrame] = field(default_factory=dict)
+    answers: dict[tuple[str, str, str], Answer] = field(default_factory=dict)
 
 
 def score_split_tasks(
@@ -43,6 +47,7 @@ def score_split_tasks(
     settings: EvaluateConfig,
     mean_name: str,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    cache: Path | None = None,
 ) -> SplitScores:
     """Score every model on every task with every probe.
 
@@ -56,6 +61,7 @@ def score_split_tasks(
         settings: grid, resamples and seed.
         mean_name: what the mean over the tasks is called.
         on_progress: called with (model, task) pairs done and in all.
+        cache: folder of earlier answers, see :mod:`~pipeline.evaluation.split_answers`; None = none.
 
     Raises:
         OssicleError: an embedding is not finite, or a probe cannot be fitted.
@@ -66,22 +72,19 @@ def score_split_tasks(
     drawn: dict[tuple[str, str, str], np.ndarray] = {}
     done = 0
     for key, model in models.items():
-        shared: dict[str, SplitProbes] = {}
+        shared: dict[str, SplitAnswers] = {}
         for task in tasks:
             probes = shared.get(_same_rows(task))
             if probes is None:
                 embedding = matrices[task.unit][key][task.rows]
-                shared = {
-                    _same_rows(task): SplitProbes(
-                        embedding, task.held_out, task.groups, settings.grid, settings.seed, task.validation
-                    )
-                }
-                probes = shared[_same_rows(task)]
+                probes = SplitAnswers(embedding, task, settings.grid, settings.seed, cache)
+                shared = {_same_rows(task): probes}
             for probe in PROBES:
-                answer = probes.answer(probe, task.truth[~task.held_out], task.metric)
+                answer = probes.answer(probe, task)
                 truth, groups = task.truth[task.held_out], task.groups[task.held_out]
                 value = metrics.score(task.metric, truth, answer.prediction)
                 place = (key, task.name, probe)
+                found.answers[place] = answer
                 values[place] = value
                 drawn[place] = group_intervals.draws(
                     task.metric, truth, answer.prediction, groups,

@@ -60,8 +60,8 @@ def made() -> Made:
     rows = score_answers(answers, MODELS, SETTINGS)
     found, console = Statistics(), Console(file=io.StringIO())
     found.add_answers(clips, MODELS, embeddings, answers, SETTINGS)
-    found.add_few_shot(clips, MODELS, embeddings, answers.heard, SETTINGS, console)
     heard = {key: x[answers.heard] for key, x in embeddings.items()}
+    found.add_few_shot("made", answers.labels, answers.groups, MODELS, heard, SETTINGS, console)
     found.add_geometry("made", MODELS, heard, SETTINGS)
     found.add_retention(MODELS, rows, {"made": answers}, SETTINGS)
     others = [
@@ -187,14 +187,9 @@ def test_differences_between_what_learnt_are_corrected(made: Made) -> None:
 
 def test_too_few_recordings_for_episodes_are_said(made: Made) -> None:
     _, answers, embeddings, *_ = made
-    frame = pd.DataFrame({"label": answers.labels, "group": "one"})
-    task = Task(
-        name="made", title="Made", licence="none", audio=AudioSource(source="manifest"),
-        folds=FoldPlan(kind="stratified_k_fold"),
-    )  # fmt: skip
     text, again = io.StringIO(), Statistics()
     again.add_few_shot(
-        TaskClips(task, frame, {}), MODELS, embeddings, np.ones(len(frame), bool), SETTINGS,
+        "made", answers.labels, np.full(len(answers.labels), "one"), MODELS, embeddings, SETTINGS,
         Console(file=text, width=200),
     )  # fmt: skip
     assert again.few_shot == []
