@@ -7,10 +7,12 @@ The evaluation folder holds::
     projections.json   task -> {"clip_id", "label", "maps": {model key: [[x, y], ...]}}: t-SNE of the same clips;
                        "umap": likewise, where the recipe asks for it
     predictions/<task>.parquet          row, group, truth, <model key>.<probe> of held-out rows
+    seeds.md           runs of one network over their seeds: which is best, by how much, and whether beyond the spread
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from pipeline import artifact
 from pipeline import recipe as recipes
 from pipeline.config import Recipe, digest
-from pipeline.evaluation import probe_answers, projection, structure, vector_store
+from pipeline.evaluation import probe_answers, projection, seed_comparison, structure, vector_store
 from pipeline.evaluation.clip_vectors import ClipVectors, embed_clips
 from pipeline.evaluation.clips import TaskClips
 from pipeline.evaluation.comparison import Comparison
@@ -49,7 +51,7 @@ SCHEMA = "ossicle-evaluation/1"
 INT8_FILE = "student_s8s8.onnx"
 NEIGHBOURS = 10
 CLIPS_AT_LEAST = 5
-PREDICTIONS = "predictions"
+PREDICTIONS, SCORES, SEEDS = "predictions", "scores.json", "seeds.md"
 
 
 def run(
@@ -100,14 +102,25 @@ def run(
         folder = folder.parent / f"{recipe.name}-{asked[:12]}"
     if artifact.is_finished(folder, artifact.identity("evaluation", config, inputs)):
         console.print(f"evaluate: reused {folder}")
+        _compare_seeds(folder, json.loads((folder / SCORES).read_bytes()), comparison, console)
         return folder
     (folder / artifact.MARKER).unlink(missing_ok=True)
     scores, projections = _evaluate(recipe, tasks, suites, comparison, folder, console)
-    artifact.write_json(folder / "scores.json", scores)
+    artifact.write_json(folder / SCORES, scores)
     artifact.write_json(folder / "projections.json", projections)
     artifact.finish(folder, kind="evaluation", config=config, inputs=inputs, summary=_summary(scores))
     _print(scores, console)
+    _compare_seeds(folder, scores, comparison, console)
     return folder
+
+
+def _compare_seeds(folder: Path, scores: dict[str, Any], comparison: Comparison, console: Console) -> None:
+    measured = seed_comparison.measured(scores, comparison.overlaps)
+    if not seed_comparison.verdicts(measured):
+        return
+    text = seed_comparison.markdown(measured, scores["recipe"])
+    artifact.write_bytes(folder / SEEDS, text.encode())
+    console.print(f"evaluate: runs over their seeds: {folder / SEEDS}", soft_wrap=True)
 
 
 def _comparison(recipe: Recipe, model: str | None, console: Console) -> Comparison:

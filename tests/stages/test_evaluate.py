@@ -56,7 +56,8 @@ def train(run: Run) -> Path:
     torch.manual_seed(100 + run.seed)
     student = NormalisedStudent(build_student(STUDENT, 16), -4.0, 3.0)
     save_student(folder, student.eval(), STUDENT, run.recipe.embed.frontend)
-    artifact.finish(folder, kind="run", config={"label": run.label}, inputs={})
+    summary = {"validation_neighbour_overlap": 0.3 + 0.1 * run.seed}
+    artifact.finish(folder, kind="run", config={"label": run.label}, inputs={}, summary=summary)
     return folder
 
 
@@ -69,6 +70,27 @@ def call(recipe: Recipe, **options: Any) -> tuple[Path, dict[str, Any], str]:
     text = io.StringIO()
     folder = evaluate.run(recipe, console=Console(file=text, width=220), **options)
     return folder, json.loads((folder / "scores.json").read_text()), text.getvalue()
+
+
+def test_runs_of_one_network_are_compared_over_their_seeds(recipe: Recipe) -> None:
+    table = recipe.model_dump(mode="json")
+    table["runs"] = {"small": {"seeds": [0, 1]}, "other": {"seeds": [0, 2]}}
+    two = Recipe.model_validate(table)
+    train_all(two)
+    folder, scores, printed = call(two)
+    lines = (folder / evaluate.SEEDS).read_text().splitlines()
+    cells = {line.split(" | ")[0].strip("| "): line for line in lines if line.startswith("| ")}
+    # Overlaps 0.3, 0.4 and 0.3, 0.5: standard deviations 0.0707 and 0.1414.
+    assert "| 35.0 ± 7.1 |" in cells["small"]
+    assert "| 40.0 ± 14.1 |" in cells["other"]
+    overlaps = "neighbour overlap, validation rows"
+    assert f"| {overlaps} | other | small | 5.0 | 11.2 | no |" in cells[overlaps]
+    row = next(r for r in scores["summary"] if (r["name"], r["probe"]) == ("small", "linear"))
+    assert f"| {100 * row['retention']:.1f} ± {100 * row['retention_spread']:.1f} |" in cells["small"]
+    assert str(folder / evaluate.SEEDS) in printed
+    (folder / evaluate.SEEDS).unlink()
+    call(two)
+    assert (folder / evaluate.SEEDS).is_file()
 
 
 def test_everything_stands_side_by_side(recipe: Recipe) -> None:
