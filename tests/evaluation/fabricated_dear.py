@@ -14,6 +14,7 @@ import numpy as np
 import soundfile
 from jaxtyping import Float32, Float64
 
+from pipeline import config
 from pipeline.evaluation.window_batch import SAMPLE_RATE_HZ, WindowBatch
 
 RATE_HZ = 48_000
@@ -121,7 +122,7 @@ class ToneReader:
     windows: int = 0
 
     def digest(self) -> str:
-        return f"tones-without-{'-'.join(self.deaf_to)}".ljust(64, "0")
+        return config.digest({"tones without": self.deaf_to})
 
     def embed(self, batch: WindowBatch) -> Float32[np.ndarray, "windows dim"]:
         waveforms = batch.waveforms.numpy().astype(np.float64)
@@ -136,7 +137,7 @@ class Constant:
     """Hears nothing."""
 
     def digest(self) -> str:
-        return "constant".ljust(64, "0")
+        return config.digest("constant")
 
     def embed(self, batch: WindowBatch) -> Float32[np.ndarray, "windows dim"]:
         return np.ones((len(batch.waveforms), 4), dtype=np.float32)

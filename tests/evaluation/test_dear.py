@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from pipeline import artifact
 from pipeline import recipe as recipes
 from pipeline.config import EvaluateConfig, LogMelConfig, Recipe, StudentConfig
 from pipeline.errors import AudioError, ConfigError
-from pipeline.evaluation import dear_table, embedders, metrics
+from pipeline.evaluation import dear_table, embedders, metrics, split_answers, track_vectors
 from pipeline.evaluation.scoring import STUDENT, Model, summarise
 from pipeline.evaluation.split_probes import SplitProbes
 from pipeline.evaluation.split_scoring import SplitScores, heard_tasks, score_split_tasks
@@ -203,7 +204,7 @@ class ShortOnly:
     """A network whose shapes fit one second alone."""
 
     def digest(self) -> str:
-        return "s" * 64
+        return "5" * 64
 
     def embed(self, batch: WindowBatch) -> np.ndarray:
         return (batch.waveforms @ torch.ones(SAMPLE_RATE_HZ, 2)).numpy()
@@ -216,7 +217,7 @@ def test_a_model_that_cannot_hear_a_whole_track_is_named(root: Path, tmp_path: P
 
 
 def recipe_of(root: Path, work: Path, **keys: Any) -> Recipe:
-    evaluation = {"tasks": ["dear"], "bootstrap": 20, "random_floors": 1, "grid": {"folds": 2}}
+    evaluation = {"tasks": ["dear"], "bootstrap": 20, "random_floors": 1, "grid": {"folds": 2}, "episodes": 4}
     return Recipe.model_validate(
         {
             "name": "tiny", "paths": {"artifacts": work},
@@ -265,8 +266,34 @@ def test_evaluate_scores_dear_without_a_manifest(
     printed = text.getvalue()
     assert "dear, linear: mcc or r2" in printed
     assert "stationary transient" in printed
+    of_classes = {f"dear_{name}" for name in CLASS_TASKS}
+    assert {row["task"] for row in scores["calibration"]} == of_classes
+    assert len(scores["calibration"]) == 4 * 2 * 4
+    row = next(
+        row for row in scores["calibration"]
+        if (row["task"], row["model"], row["probe"]) == ("dear_environment", "teacher-tiny", "linear")
+    )  # fmt: skip
+    assert sum(row["clips"]) == described["dear_environment"]["test_rows"]
+    environment = pd.read_parquet(folder / "predictions" / "dear_environment.parquet")
+    right = (environment["truth"] == environment["teacher-tiny.linear"]).mean()
+    assert np.average(row["accuracy"], weights=row["clips"]) == pytest.approx(right)
+    assert {row["task"] for row in scores["few_shot"]} <= of_classes
+    taught = [row for row in scores["few_shot"] if row["task"] == "dear_environment"]
+    assert len(taught) == 5 * 2
+    assert {(row["episodes"], row["shots"], row["classes"]) for row in taught} == {(4, 5, 5)}
     evaluate.run(recipe, console=Console(file=text, width=250))
     assert "evaluate: reused" in text.getvalue()
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("heard or fitted again")
+
+    monkeypatch.setattr(track_vectors, "_heard", refuse)
+    monkeypatch.setattr(split_answers, "SplitProbes", refuse)
+    shutil.rmtree(folder)
+    evaluate.run(recipe, console=Console(file=text, width=250))
+    again = json.loads((folder / "scores.json").read_text())
+    for key in ("rows", "calibration", "few_shot", "differences", "geometry"):
+        assert again[key] == scores[key]
 
 
 def test_a_suite_wants_its_folder_and_is_evaluates_alone(tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -11,7 +14,10 @@ from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.preprocessing import StandardScaler
 
 from pipeline.errors import OssicleError
-from pipeline.evaluation.split_probes import SplitProbes, ridge, vote
+from pipeline.evaluation import split_answers
+from pipeline.evaluation.split_answers import SplitAnswers
+from pipeline.evaluation.split_probes import Answer, SplitProbes, ridge, vote
+from pipeline.evaluation.split_task import SplitTask
 from pipeline.probe_config import ProbeGridConfig
 
 GENERATOR = np.random.default_rng(11)
@@ -58,6 +64,10 @@ def test_strengths_and_answers_equal_scikit_learns(probe: str, metric: str) -> N
     want = made(probe, metric, best).fit(inside, known).predict(outside)  # type: ignore[attr-defined]
     if metric == "mcc":
         assert answer.prediction.tolist() == want.tolist()
+        shares = made(probe, metric, best).fit(inside, known).predict_proba(outside)  # type: ignore[attr-defined]
+        np.testing.assert_allclose(answer.probabilities, shares, atol=1e-5)
+        assert answer.classes is not None
+        assert answer.classes.tolist() == ["high", "low", "middle"]
     else:
         np.testing.assert_allclose(answer.prediction, want, rtol=1e-5, atol=1e-6)
 
@@ -117,3 +127,39 @@ def test_what_cannot_be_probed_is_refused() -> None:
         probes.answer("linear", np.zeros(len(known)), "r2")
     with pytest.raises(OssicleError, match="no probe"):
         probes.answer("forest", known, "r2")
+
+
+@pytest.mark.parametrize("probe", ["linear", "knn"])
+def test_answers_are_fitted_once_and_by_content(
+    probe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_classes = SplitTask("c", "C", "", "mcc", "track", np.arange(ROWS), LABELS, GROUP, HELD_OUT)
+    of_values = SplitTask("v", "V", "", "r2", "track", np.arange(ROWS), VALUES, GROUP, HELD_OUT)
+
+    def answers(*tasks: SplitTask, features: np.ndarray = FEATURES, seed: int = 4) -> list[Answer]:
+        made = SplitAnswers(features, of_classes, GRID, seed, tmp_path)
+        return [made.answer(probe, task) for task in tasks]
+
+    first = answers(of_classes, of_values)
+    plain = SplitAnswers(FEATURES, of_classes, GRID, 4).answer(probe, of_classes)
+    with monkeypatch.context() as patched:
+
+        def refuse(*_: object) -> None:
+            raise AssertionError("fitted again")
+
+        patched.setattr(split_answers, "SplitProbes", refuse)
+        again = answers(of_classes, of_values)
+        for one, other in zip([*first, plain], [*again, again[0]], strict=True):
+            for name in ("strength", "development_score", "at_edge"):
+                assert getattr(one, name) == getattr(other, name)
+            for name in ("prediction", "probabilities", "classes"):
+                np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+        assert again[1].probabilities is None
+        for changed in ({"features": FEATURES + 1}, {"seed": 5}):
+            with pytest.raises(AssertionError, match="fitted again"):
+                answers(of_classes, **changed)
+        with pytest.raises(AssertionError, match="fitted again"):
+            answers(replace(of_classes, truth=np.roll(LABELS, 1)))
+    for path in tmp_path.iterdir():
+        path.write_bytes(b"damaged")
+    np.testing.assert_array_equal(answers(of_classes)[0].prediction, first[0].prediction)
