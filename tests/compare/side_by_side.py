@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from pipeline.config import LogMelConfig, Recipe
@@ -28,3 +29,16 @@ def call(
     )
     folder = compare.run(recipe, references, console=Console(file=text, width=200), declared=given, **more)
     return folder, json.loads((folder / compare.RESULT).read_text()), text.getvalue()
+
+
+def literal_overlap(left: np.ndarray, right: np.ndarray) -> float:
+    """Return what share of the ten nearest by cosine the two spaces have in common, row by row."""
+    shared = []
+    for row in range(len(left)):
+        nearest = []
+        for space in (left, right):
+            cosines = space @ space[row] / np.linalg.norm(space, axis=1) / np.linalg.norm(space[row])
+            cosines[row] = -2
+            nearest.append(set(np.argsort(-cosines)[:10]))
+        shared.append(len(nearest[0] & nearest[1]) / 10)
+    return float(np.mean(shared))

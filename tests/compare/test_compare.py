@@ -23,7 +23,7 @@ from pipeline.store.writer import StoreWriter
 from stages import compare
 from stages.compare_models import declared
 from tests.compare import foreign_files
-from tests.compare.side_by_side import FRONTEND, WINDOW_SECONDS, call
+from tests.compare.side_by_side import FRONTEND, WINDOW_SECONDS, call, literal_overlap
 from tests.evaluation import stored
 from tests.evaluation.onnx_students import onnx_file
 
@@ -153,17 +153,8 @@ def test_neighbours_on_a_store(recipe: Recipe, ours: str, theirs: str, tmp_path:
     _, record, printed = call(recipe, [ours, theirs], tasks_wanted=False, store=str(tmp_path / "store"))
     found = record["store"]
     assert (found["rows"], found["teacher"], found["split"]) == (20, "ear", "validation")
-    # Literally: the ten nearest by cosine in each space, and how many of them are the same.
-    shared = []
     spaces = [log_mels[1::2].astype(np.float32).mean(axis=2), embeddings[1::2]]
-    for row in range(20):
-        nearest = []
-        for space in spaces:
-            cosines = space @ space[row] / np.linalg.norm(space, axis=1) / np.linalg.norm(space[row])
-            cosines[row] = -2
-            nearest.append(set(np.argsort(-cosines)[:10]))
-        shared.append(len(nearest[0] & nearest[1]) / 10)
-    assert found["overlap"] == {record["models"][0]["key"]: pytest.approx(np.mean(shared))}
+    assert found["overlap"] == {record["models"][0]["key"]: pytest.approx(literal_overlap(*spaces))}
     assert "no overlap on the store: a store holds log-mels, and it hears waveform" in printed
     with pytest.raises(ConfigError, match="no model can be compared on the store"):
         call(recipe, [theirs, theirs2(tmp_path)], tasks_wanted=False, store=str(tmp_path / "store"))

@@ -21,7 +21,7 @@ from pipeline.students.normalised import NormalisedStudent
 from pipeline.students.registry import build_student
 from pipeline.students.saved import save_student
 from stages import compare
-from tests.compare.side_by_side import FRONTEND, WINDOW_SECONDS, call
+from tests.compare.side_by_side import FRONTEND, WINDOW_SECONDS, call, literal_overlap
 from tests.evaluation import stored
 
 PATCH = 10
@@ -47,15 +47,7 @@ def test_a_teacher_is_what_the_others_keep(recipe: Recipe, ours: str, clips: Pat
     assert "kept of the teacher's" in printed
     (row,) = record["structure"]
     spaces = [embeddings(folder, model, clips)[0].astype(np.float64) for model in record["models"]]
-    shared = []
-    for clip in range(len(spaces[0])):
-        nearest = []
-        for space in spaces:
-            cosines = space @ space[clip] / np.linalg.norm(space, axis=1) / np.linalg.norm(space[clip])
-            cosines[clip] = -2
-            nearest.append(set(np.argsort(-cosines)[:10]))
-        shared.append(len(nearest[0] & nearest[1]) / 10)
-    assert row["neighbour_overlap"] == pytest.approx(np.mean(shared))
+    assert row["neighbour_overlap"] == pytest.approx(literal_overlap(*spaces))
     cost = record["costs"][teacher]
     assert cost["x86"]["p50_ms"] > 0
     assert "KB, int8 and ARM not measured" in printed

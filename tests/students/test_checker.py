@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from pipeline.errors import ConfigError, UnknownNameError
 from pipeline.students import build_student, students
 from pipeline.students.base import Student
 from pipeline.students.checker import check, frontend_of
+from tests import foreign_distribution
 
 FRONTEND = LogMelConfig(mels=16)
 
@@ -182,17 +182,8 @@ NAMES = {
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A distribution on sys.path: one module and its dist-info."""
-    site = tmp_path / "site"
-    info = site / "somebodys_students-1.0.dist-info"
-    info.mkdir(parents=True)
-    (site / "somebodys_students.py").write_text(CODE)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: somebodys-students\nVersion: 1.0\n")
-    lines = [f"{name} = somebodys_students:{target}" for name, target in NAMES.items()]
-    (info / "entry_points.txt").write_text("\n".join(["[ossicle.students]", *lines]) + "\n")
-    monkeypatch.syspath_prepend(str(site))
-    yield
-    sys.modules.pop("somebodys_students", None)
+    with foreign_distribution.installed(tmp_path / "site", monkeypatch, "students", CODE, NAMES):
+        yield
 
 
 def test_a_module_of_another_distribution_is_a_student(installed: None) -> None:

@@ -15,6 +15,7 @@ from pipeline.errors import ConfigError, UnknownNameError, WeightsError
 from pipeline.teachers.base import Teacher
 from pipeline.teachers.checker import check
 from pipeline.teachers.registry import build_teacher, teachers
+from tests import foreign_distribution
 from tests.teachers.checkpoint_table import saved
 
 CODE = """
@@ -58,17 +59,8 @@ NAMES = {"bands": "Bands", "built": "build", "unlicensed": "Unlicensed", "flat":
 
 @pytest.fixture(autouse=True)
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A distribution on sys.path: one module and its dist-info."""
-    site = tmp_path / "site"
-    info = site / "somebodys_teachers-1.0.dist-info"
-    info.mkdir(parents=True)
-    (site / "somebodys_teachers.py").write_text(CODE)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: somebodys-teachers\nVersion: 1.0\n")
-    lines = [f"{name} = somebodys_teachers:{target}" for name, target in NAMES.items()]
-    (info / "entry_points.txt").write_text("\n".join(["[ossicle.teachers]", *lines]) + "\n")
-    monkeypatch.syspath_prepend(str(site))
-    yield
-    sys.modules.pop("somebodys_teachers", None)
+    with foreign_distribution.installed(tmp_path / "site", monkeypatch, "teachers", CODE, NAMES):
+        yield
 
 
 def test_a_module_becomes_a_teacher() -> None:
