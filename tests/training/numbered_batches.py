@@ -1,4 +1,4 @@
-"""Batches that are a function of their number, and a small student with a batch norm."""
+"""Batches that are a function of their number, a small student with a batch norm, and squared errors to learn by."""
 
 from __future__ import annotations
 
@@ -52,3 +52,14 @@ class BatchNormStudent(nn.Module):
     def forward(self, log_mel: Tensor) -> Tensor:
         embedding: Tensor = self.norm(self.conv(log_mel)).mean(dim=(2, 3))
         return embedding
+
+
+class SquaredErrors(nn.Module):
+    """The objective: a linear head's mean squared error."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(DIM, DIM)
+
+    def forward(self, embedding: Tensor, index: Tensor, teacher: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return (self.head(embedding) - teacher).square().mean(), {}

@@ -18,6 +18,7 @@ from pipeline.recipe import Run
 from pipeline.store.schema import StoreMeta, embedding_spec, frontend_digest, spectrogram_spec
 from pipeline.store.writer import StoreWriter
 from pipeline.training.job import Job, run_job
+from pipeline.training.loop import Progress
 
 FRAMES, TEACHER_DIM, LATENT = 20, 12, 6
 TEACHER_DIGEST = "ab" * 32
@@ -108,3 +109,16 @@ def losses(folder: Path) -> list[tuple[int, float]]:
     """Return step and loss of every line of metrics that has one."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [(line["step"], line["loss"]) for line in lines if "loss" in line]
+
+
+class StopAt:
+    """Asks a run to stop after ``step``: ``progress`` hears where it is, a call answers."""
+
+    def __init__(self, step: int) -> None:
+        self.wanted, self.now = step, 0
+
+    def progress(self, progress: Progress) -> None:
+        self.now = progress.step
+
+    def __call__(self) -> bool:
+        return self.now == self.wanted

@@ -8,22 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pipeline.config import TrainConfig
 from pipeline.errors import ConfigError
 from pipeline.training.loop import fit
 from pipeline.training.state import TrainingState
-from tests.training.numbered_batches import DIM, ROWS, BatchNormStudent, NumberedLoader
-
-
-class _Squares(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.head = nn.Linear(DIM, DIM)
-
-    def forward(self, embedding: Tensor, index: Tensor, teacher: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        return (self.head(embedding) - teacher).square().mean(), {}
+from tests.training.numbered_batches import ROWS, BatchNormStudent, NumberedLoader, SquaredErrors
 
 
 class _Warming(BatchNormStudent):
@@ -34,7 +25,7 @@ class _Warming(BatchNormStudent):
 def _trained(folder: Path, student: type[nn.Module] = BatchNormStudent, **keys: Any) -> TrainingState:
     torch.manual_seed(0)
     config = TrainConfig(steps=6, warmup_steps=1, amp="off", validate_every=2, batch_size=ROWS, **keys)
-    state = TrainingState(student(), _Squares(), config, "w" * 64)
+    state = TrainingState(student(), SquaredErrors(), config, "w" * 64)
     fit(state, NumberedLoader(), folder, augment=lambda log_mel, generator: log_mel, validate=dict)
     return state
 

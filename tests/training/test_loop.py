@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,56 +13,19 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from pipeline.config import TrainConfig
-from pipeline.data.loader import Batch
 from pipeline.errors import TrainingError
 from pipeline.training.loop import fit
 from pipeline.training.state import TrainingState
-
-ROWS, MELS, FRAMES, DIM = 6, 4, 5, 3
-
-
-class _Loader:
-    """Endless batches, each a function of its number."""
-
-    def __init__(self) -> None:
-        self.number = 0
-
-    def __iter__(self) -> Iterator[Batch]:
-        while True:
-            generator = torch.Generator().manual_seed(self.number)
-            self.number += 1
-            yield Batch(
-                torch.arange(ROWS) + 100 * (self.number - 1),
-                torch.randn(ROWS, MELS, FRAMES, generator=generator).half(),
-                torch.randn(ROWS, DIM, generator=generator),
-            )
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"number": self.number}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.number = state["number"]
+from tests.training.numbered_batches import DIM, ROWS, BatchNormStudent, NumberedLoader, SquaredErrors
 
 
-class _Student(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(1, DIM, 3)
-        self.norm = nn.BatchNorm2d(DIM)
-
-    def forward(self, log_mel: Tensor) -> Tensor:
-        embedding: Tensor = self.norm(self.conv(log_mel)).mean(dim=(2, 3))
-        return embedding
-
-
-class _Squares(nn.Module):
+class _Squares(SquaredErrors):
     def __init__(self, bad_step: int = -1) -> None:
         super().__init__()
-        self.head = nn.Linear(DIM, DIM)
         self.bad_step, self.calls = bad_step, 0
 
     def forward(self, embedding: Tensor, index: Tensor, teacher: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = (self.head(embedding) - teacher).square().mean()
+        loss, _ = super().forward(embedding, index, teacher)
         if self.calls == self.bad_step:
             loss = loss * float("nan")
         self.calls += 1
@@ -73,12 +35,14 @@ class _Squares(nn.Module):
 def _state(bad_step: int = -1, **changes: Any) -> TrainingState:
     torch.manual_seed(0)
     defaults = {"steps": 12, "warmup_steps": 2, "amp": "off", "validate_every": 4, "batch_size": ROWS}
-    return TrainingState(_Student(), _Squares(bad_step), TrainConfig(**{**defaults, **changes}), "w" * 64)
+    return TrainingState(
+        BatchNormStudent(), _Squares(bad_step), TrainConfig(**{**defaults, **changes}), "w" * 64
+    )
 
 
 def _fit(state: TrainingState, folder: Path, figures: Any = dict) -> None:
     folder.mkdir(exist_ok=True)
-    fit(state, _Loader(), folder, augment=lambda log_mel, generator: log_mel, validate=figures)
+    fit(state, NumberedLoader(), folder, augment=lambda log_mel, generator: log_mel, validate=figures)
 
 
 def _bad_batch(folder: Path, step: int) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -90,7 +54,7 @@ def test_a_step_equals_adamw_written_out(tmp_path: Path) -> None:
     """Loshchilov and Hutter, 2019, algorithm 2, on every weight, with the clipping before it."""
     state = _state(steps=1, warmup_steps=1, learning_rate=0.05, weight_decay=0.3, clip_norm=0.01)
     model = copy.deepcopy(state.model)
-    batch = next(iter(_Loader()))
+    batch = next(iter(NumberedLoader()))
     assert batch.spectrogram is not None
     embedding = model["student"](batch.spectrogram.float().unsqueeze(1))
     total, _ = model["objective"](embedding, batch.index, batch.embedding)

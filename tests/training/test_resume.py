@@ -20,7 +20,7 @@ from pipeline.errors import DigestMismatchError, WeightsError
 from pipeline.training import checkpoint
 from pipeline.training.job import run_job
 from pipeline.training.loop import Progress, TrainingStopped
-from tests.training.small_store import losses, run_text, small_job, small_recipe, weights, write_store
+from tests.training.small_store import StopAt, losses, run_text, small_job, small_recipe, weights, write_store
 
 KILLS = 20
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -48,17 +48,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-class _StopAt:
-    def __init__(self, step: int) -> None:
-        self.wanted, self.now = step, 0
-
-    def progress(self, progress: Progress) -> None:
-        self.now = progress.step
-
-    def __call__(self) -> bool:
-        return self.now == self.wanted
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path, variant: str) -> None:
     recipe = small_recipe(**VARIANTS[variant])
@@ -67,7 +56,7 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path, variant: str) 
     job = small_job(store, tmp_path / "parts", recipe)
     stopped_at = []
     for step in (1, 7, 8, 13):
-        stop = _StopAt(step)
+        stop = StopAt(step)
         try:
             run_job(job, on_progress=stop.progress, should_stop=stop)
         except TrainingStopped as stopped:

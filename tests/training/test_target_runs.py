@@ -18,8 +18,16 @@ from pipeline.store.reader import StoreReader
 from pipeline.store.schema import embedding_spec
 from pipeline.store.writer import StoreWriter
 from pipeline.training.job import Job, run_job
-from pipeline.training.loop import Progress, TrainingStopped
-from tests.training.small_store import TEACHER_DIGEST, losses, small_job, small_recipe, weights, write_store
+from pipeline.training.loop import TrainingStopped
+from tests.training.small_store import (
+    TEACHER_DIGEST,
+    StopAt,
+    losses,
+    small_job,
+    small_recipe,
+    weights,
+    write_store,
+)
 
 SECOND_DIGEST, SECOND_DIM = "cd" * 32, 5
 COMPRESSION = {"targets.compression": "linear", "targets.head": "none", "targets.transform": "none"}
@@ -45,17 +53,6 @@ HEADS: dict[str, dict[str, Any]] = {
                                       "relations.queue_rows": 30, "loss.anchor": 1.0, "relations.anchors": 4},
     "fusion learnt from labels": {**COMPRESSION, "targets.fusion": "concat"},
 }  # fmt: skip
-
-
-class StopAt:
-    def __init__(self, step: int) -> None:
-        self.wanted, self.now = step, 0
-
-    def progress(self, progress: Progress) -> None:
-        self.now = progress.step
-
-    def __call__(self) -> bool:
-        return self.now == self.wanted
 
 
 def two_teachers(folder: Path, recipe: Any) -> Path:

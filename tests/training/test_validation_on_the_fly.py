@@ -20,7 +20,7 @@ from pipeline.training.loop import fit
 from pipeline.training.metrics import read_metrics
 from pipeline.training.probe import FOLDS, read_probe
 from pipeline.training.state import TrainingState
-from tests.training.numbered_batches import DIM, ROWS, BatchNormStudent, NumberedLoader
+from tests.training.numbered_batches import ROWS, BatchNormStudent, NumberedLoader, SquaredErrors
 from tests.training.small_store import small_job, small_recipe, write_store
 
 
@@ -67,17 +67,13 @@ def test_a_column_that_tells_nothing_apart_is_refused() -> None:
     assert read_probe(reader, np.arange(2), TrainConfig()) is None  # type: ignore[arg-type]
 
 
-class _Squares(nn.Module):
+class _Squares(SquaredErrors):
     def __init__(self) -> None:
         super().__init__()
-        self.head = nn.Linear(DIM, DIM)
         self.told: list[tuple[int, int]] = []
 
     def at_step(self, step: int, steps: int) -> None:
         self.told.append((step, steps))
-
-    def forward(self, embedding: Tensor, index: Tensor, teacher: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        return (self.head(embedding) - teacher).square().mean(), {}
 
 
 class _Warming(BatchNormStudent):
