@@ -6,9 +6,10 @@ of large numbers, and any other order moves them by more than 1e-4.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ from torch import Tensor, nn
 
 from pipeline.frontends.kaldi_frames import CompiledPasses, compiled
 from pipeline.section import Section
+
+if TYPE_CHECKING:
+    from pipeline.frontends.kaldi_mels import MelTiles
 
 LOG_FLOOR = torch.finfo(torch.float32).eps
 # Frames a pass: on the CPU few enough for the caches, elsewhere enough to fill the device.
@@ -165,42 +169,45 @@ class KaldiFbank(nn.Module):
             return log_mels
         if not config.snip_edges:
             waveforms = mirrored(waveforms, config)
-        framed = waveforms.contiguous().unfold(1, config.frame_samples, config.shift_samples)
-        at_once = _CPU_FRAMES if waveforms.device.type == "cpu" else _DEVICE_FRAMES
-        clips, passes = max(1, at_once // frames), -(-frames // at_once)
-        length = -(-frames // passes)
+        waveforms = waveforms.contiguous()
+        framed = waveforms.unfold(1, config.frame_samples, config.shift_samples)
+        is_cpu = waveforms.device.type == "cpu"
+        passes = compiled() if is_cpu and waveforms.dtype == torch.float32 else None
+        at_once = _CPU_FRAMES if is_cpu else _DEVICE_FRAMES
+        clips, cuts = max(1, at_once // frames), -(-frames // at_once)
+        length = -(-frames // cuts)
+        padded = waveforms.new_zeros(min(batch, clips) * length, config.n_fft)
         scratches: dict[int, _Scratch] = {}
         for row in range(0, batch, clips):
+            some = slice(row, row + clips)
             for start in range(0, frames, length):
-                part = slice(row, row + clips), slice(start, start + length)
-                self._block(framed[part], log_mels[part], scratches)
+                part = some, slice(start, start + length)
+                made = log_mels[part].view(-1, config.mels)
+                if passes is None:
+                    self._block(framed[part], padded[: len(made)], made, scratches)
+                else:
+                    self._frame_compiled(waveforms[some], framed[part], start, padded, passes)
+                    self._mels_compiled(padded[: len(made)], made, passes)
         return log_mels
 
-    def _block(self, framed: Tensor, log_mels: Tensor, scratches: dict[int, _Scratch]) -> None:
+    def _block(
+        self, framed: Tensor, padded: Tensor, log_mels: Tensor, scratches: dict[int, _Scratch]
+    ) -> None:
         """Write ``log_mels`` of (clips, frames, samples), a part of one clip or several whole ones."""
-        config, count = self.config, framed.shape[0] * framed.shape[1]
-        passes = compiled() if framed.device.type == "cpu" and framed.dtype == torch.float32 else None
+        count = len(padded)
         if count not in scratches:
-            scratches[count] = self._scratch(count, is_compiled=passes is not None)
+            scratches[count] = self._scratch(count)
         scratch = scratches[count]
-        if passes is None:
-            self._frame(framed, scratch)
-        else:
-            self._frame_compiled(framed, scratch.padded, passes)
-        spectrum = torch.fft.rfft(scratch.padded)
-        if passes is not None and config.use_power:
-            passes.write_power(torch.view_as_real(spectrum).numpy(), scratch.power.numpy())
-            for energies, weights, mels in scratch.power_products:
-                torch.mm(energies, weights, out=mels)
-        else:
-            pairs = torch.view_as_real(spectrum)
-            values = pairs.flatten(1).square_() if config.use_power else spectrum.abs()
-            for bins, weights, mels in scratch.products:
-                torch.mm(values[:, bins], weights, out=mels)
-        torch.log(scratch.mels.clamp_(min=LOG_FLOOR), out=log_mels.view(count, config.mels))
+        self._frame(framed, scratch, padded)
+        spectrum = torch.fft.rfft(padded)
+        pairs = torch.view_as_real(spectrum).flatten(1)
+        values = pairs.square_() if self.config.use_power else spectrum.abs()
+        for bins, weights, mels in scratch.products:
+            torch.mm(values[:, bins], weights, out=mels)
+        torch.log(scratch.mels.clamp_(min=LOG_FLOOR), out=log_mels)
 
-    def _frame(self, framed: Tensor, scratch: _Scratch) -> None:
-        """Write the frames into ``scratch.padded``, whole arrays at a time."""
+    def _frame(self, framed: Tensor, scratch: _Scratch, padded: Tensor) -> None:
+        """Write the frames into the first columns of ``padded``, whole arrays at a time."""
         wide = scratch.wide
         frames, flat = wide[:, 1:].view(framed.shape), wide.view(-1)
         if self.config.remove_dc_offset:
@@ -212,60 +219,55 @@ class KaldiFbank(nn.Module):
             wide[:, 0].copy_(wide[:, 1])
             torch.mul(flat[:-1], self.config.preemphasis, out=scratch.before)
             flat[1:].sub_(scratch.before)
-        torch.mul(wide[:, 1:], self.window, out=scratch.padded[:, : self.config.frame_samples])
+        torch.mul(wide[:, 1:], self.window, out=padded[:, : self.config.frame_samples])
 
-    def _frame_compiled(self, framed: Tensor, padded: Tensor, passes: CompiledPasses) -> None:
-        """Write the same frames, to the bit, in one pass."""
-        shift, (clips, frames, size) = self.config.shift_samples, framed.shape
+    def _frame_compiled(
+        self, waveforms: Tensor, framed: Tensor, start: int, padded: Tensor, passes: CompiledPasses
+    ) -> None:
+        """Write the same frames, to the bit, in one pass: of ``waveforms`` from frame ``start`` on."""
         # Torch's mean: another order of the same sum would move the quietest bands by 1e-3.
-        means = framed.mean(dim=-1) if self.config.remove_dc_offset else framed.new_zeros(clips, frames)
-        # The waveforms that the frames are views of.
-        waves = framed.as_strided((clips, (frames - 1) * shift + size), (framed.stride(0), 1)).numpy()
-        window, preemphasis = self.window.numpy(), np.float32(self.config.preemphasis)
-        for wave, mean, rows in zip(
-            waves, means.numpy(), padded.numpy().reshape(clips, frames, -1), strict=True
-        ):
-            passes.write_frames(wave, shift, mean, window, preemphasis, rows)
+        means = framed.mean(dim=-1) if self.config.remove_dc_offset else framed.new_zeros(framed.shape[:2])
+        passes.write_frames(
+            waveforms.detach().numpy(), start, self.config.shift_samples, means.numpy(),
+            self.window.numpy(), np.float32(self.config.preemphasis), padded.numpy(),
+        )  # fmt: skip
 
-    def _scratch(self, count: int, *, is_compiled: bool) -> _Scratch:
-        """Return what a pass of ``count`` frames writes."""
-        config, like = self.config, self.window
-        wide = like.new_empty(0 if is_compiled else count, config.frame_samples + 1)
-        mels = like.new_empty(count, config.mels)
-        power = like.new_empty(count if is_compiled else 0, config.n_fft // 2 + 1)
-        groups = [
-            (bins, self.get_buffer(f"weights{number}"), mels[:, bands])
-            for number, (bands, bins) in enumerate(self._groups)
-        ]
-        halves = [slice(bins.start // 2, bins.stop // 2) for bins, _, _ in groups] if is_compiled else []
+    def _mels_compiled(self, padded: Tensor, log_mels: Tensor, passes: CompiledPasses) -> None:
+        """Write ``log_mels`` of frames; torch's transform: another's rounding moves the quietest bands by 1e-3."""
+        pairs = torch.view_as_real(torch.fft.rfft(padded)).flatten(1)
+        passes.write_mels(
+            pairs.numpy(), *self._tiles, np.float32(LOG_FLOOR), self.config.use_power, log_mels.numpy()
+        )
+        log_mels.log_()
+
+    @functools.cached_property
+    def _tiles(self) -> MelTiles:
+        from pipeline.frontends.kaldi_mels import mel_tiles
+
+        return mel_tiles(mel_weights(self.config).numpy())
+
+    def _scratch(self, count: int) -> _Scratch:
+        """Return what passes over whole arrays of ``count`` frames write."""
+        wide = self.window.new_empty(count, self.config.frame_samples + 1)
+        mels = self.window.new_empty(count, self.config.mels)
         return _Scratch(
             wide=wide,
-            before=like.new_empty(max(0, wide.numel() - 1)),
-            padded=like.new_zeros(count, config.n_fft),
-            power=power,
+            before=self.window.new_empty(wide.numel() - 1),
             mels=mels,
-            products=groups,
-            power_products=[
-                (power[:, half], weights[::2].contiguous(), made)
-                for half, (_, weights, made) in zip(halves, groups, strict=False)
+            products=[
+                (bins, self.get_buffer(f"weights{number}"), mels[:, bands])
+                for number, (bands, bins) in enumerate(self._groups)
             ],
         )
 
 
 class _Scratch(NamedTuple):
-    """Arrays that every pass of one size writes anew: making them, and views of them, takes as long as a product.
-
-    ``padded`` stays zero behind each frame. ``wide`` and ``before`` serve passes over whole arrays, ``power``
-    the compiled ones, whose products need no doubled rows.
-    """
+    """Arrays that every pass of one size writes anew: making them, and views of them, takes as long as a product."""
 
     wide: Tensor
     before: Tensor
-    padded: Tensor
-    power: Tensor
     mels: Tensor
     products: list[tuple[slice, Tensor, Tensor]]
-    power_products: list[tuple[Tensor, Tensor, Tensor]]
 
 
 def _groups(weights: Tensor) -> list[tuple[slice, slice]]:

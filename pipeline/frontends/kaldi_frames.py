@@ -1,4 +1,4 @@
-"""Kaldi's frames and their power, each in one pass over memory, compiled by numba where it is installed (extra: speed).
+"""Kaldi's frames and mel bands, each in one pass over memory, compiled by numba where installed (extra: speed).
 
 The frames' operations and their order are those of ``KaldiFbank``'s own loop over whole arrays, so they are equal
 bit by bit; only the passes between are saved.
@@ -17,56 +17,55 @@ from jaxtyping import Float32
 
 
 class CompiledPasses(NamedTuple):
-    """``write_frames`` and ``write_power``, compiled."""
+    """``write_frames`` and ``kaldi_mels.write_mels``, compiled."""
 
-    write_frames: Callable[[np.ndarray, int, np.ndarray, np.ndarray, np.float32, np.ndarray], None]
-    write_power: Callable[[np.ndarray, np.ndarray], None]
+    write_frames: Callable[[np.ndarray, int, int, np.ndarray, np.ndarray, np.float32, np.ndarray], None]
+    write_mels: Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.float32, bool, np.ndarray], None]
 
 
 @functools.cache
 def compiled() -> CompiledPasses | None:
-    """Return the passes, compiled; None where numba is not installed."""
+    """Return the passes, compiled at their first call; None where numba is not installed."""
     if importlib.util.find_spec("numba") is None:
         return None
     import numba
 
-    # No fastmath: a product and its sum must be rounded apart, as Kaldi's are. Unwrapped: a shape check around
-    # the function cannot be compiled.
-    compile_ = numba.njit(nogil=True, error_model="numpy")
-    return CompiledPasses(*(compile_(inspect.unwrap(one)) for one in (write_frames, write_power)))
+    from pipeline.frontends.kaldi_mels import write_mels
+
+    # Unwrapped: a shape check around the function cannot be compiled.
+    frames, mels = inspect.unwrap(write_frames), inspect.unwrap(write_mels)
+    # Of the frames a product and its sum must be rounded apart, as Kaldi's are.
+    exact = numba.njit(nogil=True, error_model="numpy")
+    contracted = numba.njit(nogil=True, error_model="numpy", fastmath={"contract"})
+    return CompiledPasses(exact(frames), contracted(mels))
 
 
 def write_frames(
-    waveform: Float32[np.ndarray, " samples"],
+    waveforms: Float32[np.ndarray, "clips samples"],
+    start: int,
     shift: int,
-    means: Float32[np.ndarray, " frames"],
+    means: Float32[np.ndarray, "clips frames"],
     window: Float32[np.ndarray, " frame"],
     preemphasis: np.float32,
-    padded: Float32[np.ndarray, "frames n_fft"],
+    padded: Float32[np.ndarray, "rows n_fft"],
 ) -> None:
-    """Write the centred, pre-emphasised and windowed frames of one clip into the first columns of ``padded``.
+    """Write the centred, pre-emphasised and windowed frames of clips into the first columns of ``padded``.
 
     Args:
-        waveform: long enough for every frame.
+        waveforms: long enough for every frame.
+        start: the first frame's number.
         shift: samples between two frames.
-        means: what is subtracted from each frame.
+        means: what is subtracted from each frame, from number ``start`` on.
         window: as long as a frame.
         preemphasis: share of each sample's predecessor that is subtracted; the first sample is its own.
-        padded: one row a frame; what lies behind the frame is left as it is.
+        padded: one row a frame, clip after clip; what lies behind the frame is left as it is.
     """
-    for number in range(len(means)):
-        frame = waveform[number * shift : number * shift + len(window)]
-        out, mean = padded[number], means[number]
-        for i in range(1, len(window)):
-            out[i] = ((frame[i] - mean) - preemphasis * (frame[i - 1] - mean)) * window[i]
-        out[0] = ((frame[0] - mean) - preemphasis * (frame[0] - mean)) * window[0]
-
-
-def write_power(
-    spectrum: Float32[np.ndarray, "frames bins 2"], power: Float32[np.ndarray, "frames bins"]
-) -> None:
-    """Write the squared magnitudes of ``spectrum``, whose real and imaginary parts stand side by side."""
-    for frame in range(power.shape[0]):
-        for k in range(power.shape[1]):
-            real, imaginary = spectrum[frame, k, 0], spectrum[frame, k, 1]
-            power[frame, k] = real * real + imaginary * imaginary
+    clips, frames = means.shape
+    for clip in range(clips):
+        for number in range(frames):
+            begin = (start + number) * shift
+            frame = waveforms[clip, begin : begin + len(window)]
+            out, mean = padded[clip * frames + number], means[clip, number]
+            for i in range(1, len(window)):
+                out[i] = ((frame[i] - mean) - preemphasis * (frame[i - 1] - mean)) * window[i]
+            out[0] = ((frame[0] - mean) - preemphasis * (frame[0] - mean)) * window[0]
