@@ -6,7 +6,7 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import safetensors.torch
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pipeline.artifact import write_bytes
 from pipeline.errors import TrainingError
+from pipeline.training.batch import Batch
 from pipeline.training.batch_norm import norms_of
 
 if TYPE_CHECKING:
@@ -25,15 +26,6 @@ log = logging.getLogger(__name__)
 def file_name(step: int) -> str:
     """Return the name of the file that holds the bad batch of ``step``."""
     return f"bad_batch_step{step}.safetensors"
-
-
-class _Batch(Protocol):
-    @property
-    def index(self) -> Tensor: ...
-    @property
-    def spectrogram(self) -> Tensor | None: ...
-    @property
-    def embedding(self) -> Tensor | None: ...
 
 
 @dataclass(frozen=True)
@@ -48,7 +40,7 @@ class BadBatch:
 
     what: str
     values: dict[str, float]
-    batch: _Batch
+    batch: Batch
     log_mel: Tensor
 
     def refuse(self, state: TrainingState, folder: Path) -> None:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError
+from pipeline.training.batch import Batch
 from pipeline.training.precision import autocast
 from pipeline.training.state import TrainingState
-from pipeline.training.step import Batch
 
 log = logging.getLogger(__name__)
 

@@ -13,10 +13,10 @@ import torch
 from pipeline.training import compilation
 from pipeline.training.averaging import RECALIBRATION_BATCHES, recalibrate
 from pipeline.training.bad_batch import BufferGuard
+from pipeline.training.batch import Batch as Batch
 from pipeline.training.metrics import MetricsLog
 from pipeline.training.state import Interval, TrainingState
 from pipeline.training.step import Augment as Augment
-from pipeline.training.step import Batch as Batch
 from pipeline.training.step import update as update
 
 LOG_EVERY = 20

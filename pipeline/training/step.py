@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -15,24 +14,11 @@ from torch import Tensor
 from pipeline.data.batch_augmentation import BatchAugmentation
 from pipeline.data.mixing import Mix
 from pipeline.training.bad_batch import BadBatch, BufferGuard
+from pipeline.training.batch import Batch
 from pipeline.training.batch_norm import statistics_kept
 from pipeline.training.optimiser import gradient_norm, learning_rate, set_learning_rate, trained_parameters
 from pipeline.training.precision import autocast
 from pipeline.training.state import TrainingState
-
-
-class Batch(Protocol):
-    """The part of ``pipeline.data.loader.Batch`` that training uses."""
-
-    @property
-    def index(self) -> Tensor: ...
-    @property
-    def spectrogram(self) -> Tensor | None: ...
-    @property
-    def embedding(self) -> Tensor | None: ...
-    @property
-    def target_index(self) -> Tensor: ...
-
 
 Augment = BatchAugmentation | Callable[[Tensor, torch.Generator], Tensor]
 Compare = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
