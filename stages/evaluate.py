@@ -91,7 +91,7 @@ def run(
         "evaluate": recipe.evaluate.model_dump(mode="json", exclude=excluded),
         "window_seconds": recipe.embed.window_seconds,
         "models": {key: asdict(found) for key, found in comparison.models.items()},
-        "code": 2,
+        "code": 3 if choosing else 2,
     }
     inputs = {f"task:{task.task.name}": task.digest() for task in tasks}
     inputs |= {f"suite:{one.suite.name}": one.tracks.digest() for one in suites}

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from pipeline.evaluation.probes import PROBES
 
-_ORDER = ("teacher", "student", "int8", "labels", "random", "log_mel")
+_ORDER = ("teacher", "reference", "student", "int8", "labels", "random", "log_mel")
 _PROBE_TITLES = {"knn": "k-NN", "linear": "linear"}
 
 
@@ -106,10 +106,9 @@ def _score(row: dict[str, Any] | None) -> str:
 def _plain(row: dict[str, Any] | None) -> str:
     if row is None:
         return "-"
-    if row["spread"] is not None:
-        return f"{row['mean']:.3f} ± {row['spread']:.3f}"
+    spread = "" if row["spread"] is None else f" ± {row['spread']:.3f}"
     interval = "" if row["low"] is None else f" [{row['low']:.2f}, {row['high']:.2f}]"
-    return f"{row['mean']:.3f}{interval}"
+    return f"{row['mean']:.3f}{spread}{interval}"
 
 
 def _share(row: dict[str, Any] | None) -> str:

@@ -231,7 +231,7 @@ def recipe_of(root: Path, work: Path, **keys: Any) -> Recipe:
 def test_evaluate_scores_dear_without_a_manifest(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = recipe_of(root, tmp_path)
+    recipe = recipe_of(root, tmp_path, teachers=["again"], declared={"again": {"name": "tiny"}})
     monkeypatch.setattr(locations, "run_folder", lambda run: tmp_path / "run" / run.label)
     (run,) = recipes.expand(recipe)
     student = StudentConfig(width=0.25)
@@ -244,15 +244,15 @@ def test_evaluate_scores_dear_without_a_manifest(
     folder = evaluate.run(recipe, console=Console(file=text, width=250))
     scores = json.loads((folder / "scores.json").read_text())
     roles = [model["role"] for model in scores["models"]]
-    assert sorted(roles) == ["log_mel", "log_mel", "random", "student", "teacher"]
+    assert sorted(roles) == ["log_mel", "log_mel", "random", "reference", "student", "teacher"]
     assert [task["name"] for task in scores["tasks"]] == [
         *(f"dear_{name}" for name in dear_table.TASKS),
         "dear",
     ]
-    assert len(scores["rows"]) == 9 * 2 * 5
+    assert len(scores["rows"]) == 9 * 2 * 6
     assert {row["at_edge"] for row in scores["rows"] if row["task"] == "dear"} == {False}
     assert {row["task"] for row in scores["structure"]} == {"dear"}
-    assert len(scores["differences"]) == 9 * 2 * 10
+    assert len(scores["differences"]) == 9 * 2 * 15
     described = {task["name"]: task for task in scores["tasks"]}
     assert described["dear_environment"]["classes"] == {
         **dict.fromkeys(dear.ENVIRONMENTS, 15),
@@ -265,10 +265,11 @@ def test_evaluate_scores_dear_without_a_manifest(
     assert "teacher-tiny.linear" in predictions
     printed = text.getvalue()
     assert "dear, linear: mcc or r2" in printed
+    assert "reference again" in printed
     assert "stationary transient" in printed
     of_classes = {f"dear_{name}" for name in CLASS_TASKS}
     assert {row["task"] for row in scores["calibration"]} == of_classes
-    assert len(scores["calibration"]) == 4 * 2 * 4
+    assert len(scores["calibration"]) == 4 * 2 * 5
     row = next(
         row for row in scores["calibration"]
         if (row["task"], row["model"], row["probe"]) == ("dear_environment", "teacher-tiny", "linear")
@@ -279,7 +280,7 @@ def test_evaluate_scores_dear_without_a_manifest(
     assert np.average(row["accuracy"], weights=row["clips"]) == pytest.approx(right)
     assert {row["task"] for row in scores["few_shot"]} <= of_classes
     taught = [row for row in scores["few_shot"] if row["task"] == "dear_environment"]
-    assert len(taught) == 5 * 2
+    assert len(taught) == 6 * 2
     assert {(row["episodes"], row["shots"], row["classes"]) for row in taught} == {(4, 5, 5)}
     evaluate.run(recipe, console=Console(file=text, width=250))
     assert "evaluate: reused" in text.getvalue()
