@@ -72,7 +72,7 @@ def embed_tracks(
         StoreError: a store is damaged.
     """
     path_of = dict(zip(digests, paths, strict=True))
-    keys = {embedder.digest(): key for key, embedder in reversed(embedders.items())}
+    keys = {embedder.digest(): key for key, embedder in embedders.items()}
     parts = [WHOLE, *(str(second) for second in range(seconds))]
     cutting = {"code": CODE_VERSION, "seconds": seconds}
     store = VectorStore(folder, "tracks", digests, cutting, parts, SHARD_TRACKS)

@@ -217,7 +217,13 @@ def test_a_model_that_cannot_hear_a_whole_track_is_named(root: Path, tmp_path: P
 
 
 def recipe_of(root: Path, work: Path, **keys: Any) -> Recipe:
-    evaluation = {"tasks": ["dear"], "bootstrap": 20, "random_floors": 1, "grid": {"folds": 2}, "episodes": 4}
+    evaluation = {
+        "tasks": ["dear"],
+        "bootstrap": 20,
+        "random_floors": 1,
+        "grid": {"folds": 2, "logistic_c": [0.01, 1.0]},
+        "episodes": 4,
+    }
     return Recipe.model_validate(
         {
             "name": "tiny", "paths": {"artifacts": work},
