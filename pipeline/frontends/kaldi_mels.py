@@ -1,4 +1,4 @@
-"""Mel bands of spectra in one pass over memory, compiled by numba; see ``kaldi_frames``.
+"""Mel bands of spectra in one pass over memory, compiled by numba; see ``kaldi_compiled``.
 
 A band holds few of the bins. Sixteen bands side by side are summed over the bins that any of them holds, eight
 frames at once: a small matrix product whose sums stay in registers and whose operands in the nearest cache.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pipeline.audio.torchaudio_loader import load_torchaudio
 from pipeline.errors import MissingDependencyError
-from pipeline.frontends import kaldi_fbank, kaldi_frames
+from pipeline.frontends import kaldi_compiled, kaldi_fbank
 from pipeline.frontends.beats_frontend import BeatsFrontend
 from pipeline.frontends.kaldi_fbank import FbankConfig, KaldiFbank
 
@@ -96,10 +96,15 @@ def test_equals_torchaudio_at_every_length(torchaudio_kaldi: ModuleType, name: s
         assert float((ours - theirs).abs().max()) <= SAME, samples
 
 
+@pytest.mark.parametrize("sums_itself", [True, False])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_compiled_frames_are_the_same_to_the_bit(name: str) -> None:
+def test_compiled_frames_are_the_same_to_the_bit(
+    monkeypatch: pytest.MonkeyPatch, name: str, sums_itself: bool
+) -> None:
     pytest.importorskip("numba", reason="numba is not installed (extra: speed)")
-    passes = kaldi_frames.compiled()
+    if not sums_itself:
+        monkeypatch.setattr(kaldi_fbank, "_sums_as_torch", lambda size: False)
+    passes = kaldi_compiled.compiled()
     assert passes is not None
     config = FbankConfig.model_validate(CONFIGS[name])
     fbank = KaldiFbank(config)
@@ -111,6 +116,21 @@ def test_compiled_frames_are_the_same_to_the_bit(name: str) -> None:
         fbank._frame(framed, fbank._scratch(count), whole)
         fbank._frame_compiled(wave, framed, 0, by_numba, passes)
         assert torch.equal(whole, by_numba), samples
+
+
+def test_means_of_another_order_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("numba", reason="numba is not installed (extra: speed)")
+    real = kaldi_compiled.compiled()
+    assert real is not None
+
+    def from_the_left(waves: np.ndarray, start: int, shift: int, frames: int, *rest: Any) -> None:
+        size = len(rest[1])
+        framed = np.lib.stride_tricks.sliding_window_view(waves[0], size)[::shift][start : start + frames]
+        means = np.add.accumulate(framed, axis=1)[:, -1] / np.float32(size)
+        real.write_frames(waves, start, shift, frames, means, *rest[1:])
+
+    monkeypatch.setattr(kaldi_fbank, "compiled", lambda: real._replace(write_frames=from_the_left))
+    assert not kaldi_fbank._sums_as_torch.__wrapped__(400)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
