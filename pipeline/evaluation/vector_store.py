@@ -130,11 +130,10 @@ class VectorStore:
         self, missing: Mapping[str, Embedder], hear: Hear, on_progress: Callable[[int, int], None]
     ) -> None:
         borrowed = {digest: self._borrowed(digest) for digest in missing}
-        specs: dict[str, ArraySpec] = {}
-        for digest, known in borrowed.items():
-            dim = next(
-                (vectors.shape[1] for vectors, _ in known.values() if np.isfinite(vectors).any()), None
-            )
+        begun = read_meta(self.folder).arrays if (self.folder / STORE_FILE).is_file() else ()
+        specs = {spec.digest: spec for spec in begun if spec.digest in missing}
+        for digest, theirs in borrowed.items():
+            dim = next((vectors.shape[1] for vectors, _ in theirs.values()), None)
             if dim is not None:
                 specs[digest] = _spec(digest, dim)
         waiting: list[tuple[int, Made]] = []
