@@ -32,7 +32,7 @@ BENCHMARK = (
     "emulation, never milliseconds. ARM = x86: how the emulated outputs compare."
 )
 MAP = (
-    "t-SNE of the clip embeddings on {task}: the same {clips} clips and colours in each. Each map is fitted alone, "
+    "{method} of the clip embeddings on {task}: the same {clips} clips and colours in each. Each map is fitted alone, "
     "so only what lies together means something, not where."
 )
 STRUCTURE = (

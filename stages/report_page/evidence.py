@@ -64,6 +64,7 @@ class Maps:
     task: str
     labels: list[str]
     spaces: list[tuple[str, np.ndarray]]
+    method: str = "t-SNE"
 
 
 @dataclass
@@ -149,8 +150,10 @@ def _scores(evidence: Evidence) -> None:
 def _maps(projections: dict[str, Any], scores: dict[str, Any]) -> list[Maps]:
     models = {model["key"]: model for model in scores["models"]}
     found = []
-    for task, stored in projections.items():
-        ordered = sorted(stored["maps"].items(), key=lambda item: role_order(models[item[0]]["role"]))
+    kinds = (("maps", "t-SNE"), ("umap", "UMAP"))
+    given = [(task, of, kind, how) for task, of in projections.items() for kind, how in kinds if kind in of]
+    for task, stored, kind, method in given:
+        ordered = sorted(stored[kind].items(), key=lambda item: role_order(models[item[0]]["role"]))
         spaces = [
             (
                 f"{SHORT.get(models[key]['role'], models[key]['role'])}: {models[key]['label']}",
@@ -159,7 +162,7 @@ def _maps(projections: dict[str, Any], scores: dict[str, Any]) -> list[Maps]:
             for key, points in ordered
         ]
         if spaces:
-            found.append(Maps(task, list(stored["label"]), spaces))
+            found.append(Maps(task, list(stored["label"]), spaces, method))
     return found
 
 

@@ -165,7 +165,9 @@ def _maps(evidence: Evidence) -> Section:
     for maps in evidence.maps:
         section.figure(
             figures.map_figure(maps),
-            captions.MAP.format(task=titles.get(maps.task, maps.task), clips=len(maps.labels)),
+            captions.MAP.format(
+                method=maps.method, task=titles.get(maps.task, maps.task), clips=len(maps.labels)
+            ),
         )
     section.table(
         tables.structure_table(evidence),

@@ -8,6 +8,7 @@ from typing import Any
 from stages.report_page.evidence import Evidence
 from stages.report_page.palette import PROBES
 from stages.report_page.tables import is_number
+from stages.report_site import reliability
 from stages.report_site.blocks import Block, Section
 from stages.report_site.grid import Cell, Column, Grid, number, text
 from stages.report_site.subjects import ROLE_WORDS, Subjects
@@ -46,6 +47,8 @@ def section(evidence: Evidence, task: str, known: Subjects) -> Section | None:
         rows = [row for stored in scores.get(key, []) if stored["task"] == task for row in _flat(stored)]
         if rows:
             blocks.append(Block(_grid(caption, rows, words, figures, known), note))
+        if key == "calibration" and (curves := reliability.figures(evidence, task, known)):
+            blocks.append(Block(figures=curves))
     spaces = [row for row in scores.get("geometry", []) if row["task"] == task]
     if spaces:
         blocks.append(Block(_spaces(spaces, known), "Of the same clips, beside every teacher's space."))

@@ -158,7 +158,7 @@ def _maps(maps: Maps, task: str) -> Figure:
         chart.panel([(float(a), float(b)) for a, b in points], numbers, COLOURS, title)
         for title, points in maps.spaces
     )
-    caption = captions.MAP.format(task=task, clips=len(maps.labels))
+    caption = captions.MAP.format(method=maps.method, task=task, clips=len(maps.labels))
     legend = tuple(
         (f"class-{n % COLOURS}{' hollow' if n >= COLOURS else ''}", name) for n, name in enumerate(classes)
     )

@@ -143,7 +143,16 @@ def statistics() -> dict[str, Any]:
     return {
         "conditions": [{**place, **condition}, {**place, "rows": [other]}],
         "retention": [{**place, "teacher": "teacher-aisfx", "retention": 0.925, "low": 0.9, "high": 0.95}],
-        "calibration": [{**place, "expected_calibration_error": 0.061, "brier": 0.312}],
+        "calibration": [
+            {
+                **place,
+                "expected_calibration_error": 0.061,
+                "brier": 0.312,
+                "confidence": [0.4, 0.9],
+                "accuracy": [0.5, 0.7],
+                "clips": [60, 60],
+            }
+        ],
         "few_shot": [
             {**place, "classifier": "prototypes", "accuracy": 0.625, "low": 0.6, "high": 0.65, "shots": 5}
         ],

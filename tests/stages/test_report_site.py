@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pandas
 import pytest
 
 from pipeline.errors import ConfigError
 from pipeline.recipe import DATA_MANIFESTS, expand
 from stages import evaluation_tasks, locations
-from stages.report_site import chart, published
+from stages.report_page import evidence
+from stages.report_site import chart, published, reliability, task_page
 from stages.report_site.chart import Point
 from tests.stages import report_fixture as made
 from tests.stages import site_fixture
@@ -214,6 +217,31 @@ def test_names_are_escaped(site: Path, pages: dict[str, Html]) -> None:
     assert "DRR <of one speaker>" in pages["task-dear_drr.html"].text
     for path in site.glob("*.html"):
         assert "<of one speaker>" not in path.read_text(encoding="utf-8")
+
+
+def test_a_reliability_curve_is_of_the_stored_bins(site: Path) -> None:
+    page = (site / "task-drums.html").read_text()
+    assert page.count("Reliability of the k-NN probe") >= 1
+    assert "expected calibration error 6.1 %" in page
+    assert "Reliability" not in (site / "task-esc10.html").read_text()
+    drawing = reliability.draw([{"confidence": [0.4, 0.9], "accuracy": [0.5, 0.7]}], ["teacher"])
+    diagonal, curve = drawing.axes[0].get_lines()
+    np.testing.assert_array_equal(curve.get_xydata(), [[0.4, 0.5], [0.9, 0.7]])
+    np.testing.assert_array_equal(diagonal.get_xydata(), [[0, 0], [1, 1]])
+
+
+def test_umap_maps_are_shown_where_the_evaluation_made_them(root: Path) -> None:
+    folder = locations.evaluation_folder(made.recipe(root))
+    stored, scores = (json.loads((folder / f"{name}.json").read_text()) for name in ("projections", "scores"))
+    (key,) = list(stored["drums"]["maps"])[:1]
+    points = [[float(place), 1.0] for place in range(120)]
+    stored["drums"]["umap"] = {key: points}
+    first, second = evidence._maps(stored, scores)
+    assert (first.method, second.method) == ("t-SNE", "UMAP")
+    np.testing.assert_array_equal(second.spaces[0][1], points)
+    assert task_page._maps(second, "drums").caption.startswith(
+        "UMAP of the clip embeddings on drums: the same 120"
+    )
 
 
 def test_the_search_and_its_table_are_shown(pages: dict[str, Html]) -> None:
