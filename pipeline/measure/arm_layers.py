@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import tempfile
 from dataclasses import asdict, dataclass
@@ -104,17 +105,15 @@ def divide(
     ]
     first = ran[: ran.index(ran[0], 1)] if ran and ran[0] in ran[1:] else ran
     wanted = LOOKS_BEFORE + 2 * len(first) + LOOKS_AFTER
-    # Python may look at the clock too when it waits for its lock; such an inference is left out.
-    fitting = [found for found in looks if len(found) - 1 == wanted]
+    fitting = [aligned for found in looks if (aligned := _aligned(found, wanted, len(first))) is not None]
     if not first or len(ran) % len(first) or not fitting:
         raise MeasurementError(
             "the profile's nodes and the looks at the clock do not fit together",
             expected=f"{wanted} looks for {len(first)} nodes",
             got=sorted({len(found) - 1 for found in looks}),
         )
-    begins = [LOOKS_BEFORE + 2 * step for step in range(len(first))]
     # The least of each node by itself: another thread's work may fall into any of them.
-    executed = [min(found[begin + 1] - found[begin] for found in fitting) for begin in begins]
+    executed = [min(found[2 * step + 1] - found[2 * step] for found in fitting) for step in range(len(first))]
     profiler = min(*executed, PROFILER_MOST)
     places = {name: index for index, name in enumerate(names)}
     by_layer, rearranging = [0] * len(names), 0
@@ -126,3 +125,19 @@ def divide(
         else:
             rearranging += number - profiler
     return LayerCounts(cpu, tuple(by_layer), rearranging, profiler, len(first))
+
+
+def _aligned(found: list[int], wanted: int, nodes: int) -> list[int] | None:
+    """Return where each node of an inference begins and ends; None where looks of another's are among them.
+
+    Python looks at the clock too when it waits for its lock, mostly once the last node has ended: on a busy machine
+    in every inference. Nodes and what lies between them are told apart by their length: the profiler writes a
+    node's shapes down before it looks again, but nothing of the kind between two nodes.
+    """
+    for more in range(len(found) - wanted):
+        inside = found[LOOKS_BEFORE + more : LOOKS_BEFORE + more + 2 * nodes]
+        lengths = [end - begin for begin, end in itertools.pairwise(inside)]
+        between = max(lengths[1::2], default=0)
+        if len(inside) == 2 * nodes and (len(found) - 1 == wanted or between < min(lengths[::2])):
+            return inside
+    return None
