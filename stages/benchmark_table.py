@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -92,8 +92,19 @@ def further(extra: ExtraTable) -> Table:
     return shown
 
 
-def notes(record: dict[str, Any], board: dict[str, Any] | None = None) -> list[str]:
-    """Return lines below the tables: which file to ship, what a board said, what could not be measured."""
+def notes(
+    record: dict[str, Any],
+    board: dict[str, Any] | None = None,
+    losses: Mapping[str, Sequence[str]] | None = None,
+) -> list[str]:
+    """Return lines below the tables: which file to ship, what a board said, what could not be measured.
+
+    Args:
+        record: of the benchmark.
+        board: what a board said.
+        losses: model to what its S8S8 file loses of float32 beyond the export's limits: such a file is not shipped,
+            however few instructions it executes.
+    """
     lines: list[str] = []
     counts: dict[str, dict[str, dict[str, int]]] = {}
     for row in record["rows"]:
@@ -106,9 +117,11 @@ def notes(record: dict[str, Any], board: dict[str, Any] | None = None) -> list[s
         for cpu, found in by_cpu.items():
             if "fp32" in found and "s8s8" in found:
                 ratio = found["s8s8"] / found["fp32"]
-                verdict = "ship int8" if ratio < 1 else "ship float32"
+                lost = (losses or {}).get(model, ())
+                verdict = "ship float32" if ratio >= 1 or lost else "ship int8"
+                because = f", for int8 has {', '.join(lost)}" if lost else ""
                 lines.append(
-                    f"{model} on {cpu}: int8 executes {ratio:.2f} x the instructions of float32: {verdict}"
+                    f"{model} on {cpu}: int8 executes {ratio:.2f} x the instructions of float32: {verdict}{because}"
                 )
     absent: dict[str, list[str]] = {}
     for row in record["rows"]:

@@ -16,7 +16,7 @@ from pipeline.config import Recipe, StudentConfig
 from pipeline.errors import MeasurementError, MissingArtifactError, MissingDependencyError
 from pipeline.measure import arm, arm_layers, arm_root, extra_tables
 from pipeline.students.registry import build_student
-from stages import benchmark, benchmark_layers, locations
+from stages import benchmark, benchmark_layers, benchmark_table, locations
 from tests.measure import graphs
 from tests.stages import benchmark_recipe
 
@@ -184,7 +184,8 @@ def test_counts_and_failures_of_arm_stand_in_their_rows(
     assert rows["small", "s8s8"]["arm"]["cortex-a76"]["instructions"] == 4_000_000
     assert "u8s8" in rows["small", "u8s8"]["not_measured"]["arm"]
     assert "did not finish" in rows["log-mel frontend", "fp32"]["not_measured"]["arm cortex-a76"]
-    assert "small on cortex-a76: int8 executes 4.00 x the instructions of float32: ship float32" in printed
+    said = "small on cortex-a76: int8 executes 4.00 x the instructions of float32: ship float32"
+    assert f"{said}, for int8 has neighbour overlap 0.900 < 0.97\n" in printed
     assert record["arm"]["packages"] == {"host": ["qemu"]}
     assert record["arm"]["processors"]["cortex-a76"]["part"] == "0xd0b"
     layers = json.loads((locations.benchmark_folder(recipe) / "layers.json").read_text(encoding="utf-8"))
@@ -194,6 +195,32 @@ def test_counts_and_failures_of_arm_stand_in_their_rows(
     assert "do not fit" in rows["small", "s8s8"]["not_measured"]["layers cortex-a76"]
 
 
+@pytest.mark.parametrize(
+    ("instructions", "lost", "verdict"),
+    [
+        (40, [], "0.40 x the instructions of float32: ship int8"),
+        (40, ["probe drop 0.020 > 0.005"], "ship float32, for int8 has probe drop 0.020 > 0.005"),
+        (100, [], "1.00 x the instructions of float32: ship float32"),
+    ],
+)
+def test_int8_is_shipped_where_it_is_cheaper_and_loses_nothing(
+    instructions: int, lost: list[str], verdict: str
+) -> None:
+    counts = {"fp32": 100, "s8s8": instructions}
+    rows = [
+        {
+            "kind": "student",
+            "model": "m",
+            "precision": name,
+            "not_measured": {},
+            "arm": {"a": {"instructions": n}},
+        }
+        for name, n in counts.items()
+    ]
+    assert benchmark_table.notes({"rows": rows}, losses={"m": lost})[0].endswith(verdict)
+
+
+@pytest.mark.exhaustive
 def test_real_counts_where_qemu_can_be_had(recipe: Recipe) -> None:
     try:
         arm_root.prepare()
