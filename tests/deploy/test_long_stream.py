@@ -98,7 +98,7 @@ def step_of(
     return made[name]
 
 
-@pytest.mark.parametrize("name", [FASTEST[0], pytest.param(FASTEST[1], marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", [FASTEST[0], pytest.param(FASTEST[1], marks=pytest.mark.exhaustive)])
 @pytest.mark.timeout(900)
 def test_ten_minutes_through_onnx_runtime_end_where_the_whole_signal_does(
     name: str, exported: dict[str, tuple[NormalisedStudent, Path]], tmp_path: Path

@@ -41,10 +41,18 @@ SMALL_TEACHERS = (
 )  # fmt: skip
 # Of the published size whatever the file says: only `make recipes` runs them.
 LARGE = {"panns_cnn14", "mule"}
+# `thesis_both` and `tau_teachers` go the same ways; `make test-all` and `make recipes` run these too.
+FURTHER = {"good_teacher", "thesis_internal", "thesis_audioset"}
 
 
 @pytest.mark.timeout(1_800)
-@pytest.mark.parametrize("name", sorted(DATASETS))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.exhaustive) if name in FURTHER else name
+        for name in sorted(DATASETS)
+    ],
+)
 def test_recipe_runs_to_trained_students(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     golden.recipe()
     monkeypatch.chdir(tmp_path)

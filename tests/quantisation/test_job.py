@@ -101,6 +101,7 @@ def test_it_starts_at_the_heads_that_the_run_trained(
     assert first["feature"] < 1.25 * last
 
 
+@pytest.mark.exhaustive
 def test_killed_and_started_again_it_ends_with_the_same_file(
     whole: tuple[QatJob, artifact.Artifact], small: SmallRun, tmp_path: Path
 ) -> None:

@@ -136,6 +136,7 @@ def test_draws_that_cannot_be_are_refused_one_by_one(tmp_path: Path, monkeypatch
     assert refused["reason"]
 
 
+@pytest.mark.exhaustive
 def test_a_killed_sweep_goes_on_with_the_trial_it_was_at(tmp_path: Path) -> None:
     steps = 200
     small_study(tmp_path, **{"train.steps": steps, "train.validate_every": 10, "sweep.pruner": "none"})

@@ -188,6 +188,7 @@ def test_ranks_own_every_shard_once(whole: tuple[Recipe, Path], tmp_path: Path) 
     )
 
 
+@pytest.mark.exhaustive
 def test_two_ranks_make_the_same_store_as_one(
     whole: tuple[Recipe, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -121,7 +121,9 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
         return store_content(embed.run(recipe, console=Console(file=sink)))
 
 
-@pytest.mark.parametrize(("kills", "whole_group"), [(2, True), (1, False)])
+@pytest.mark.parametrize(
+    ("kills", "whole_group"), [(2, True), pytest.param(1, False, marks=pytest.mark.exhaustive)]
+)
 def test_killed_runs_resume_to_the_same_bytes(
     expected: dict[str, bytes], tmp_path: Path, kills: int, whole_group: bool
 ) -> None:

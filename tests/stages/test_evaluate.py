@@ -120,7 +120,7 @@ def test_everything_stands_side_by_side(recipe: Recipe) -> None:
         model["source"] for model in scores["models"] if model["role"] in ("teacher", "random", "log_mel")
     }
     assert known <= {spec.digest for spec in stored.arrays}
-    assert (stored.name, stored.rows) == ("own_labels", 18)
+    assert (stored.name, stored.rows) == ("clips", 18)
     assert "student small" in printed
     assert "share of the teacher-over-random gap" in printed
 

@@ -50,6 +50,7 @@ def write_every_kind(place: str) -> None:
     every_kind.make_store(place, 32)
 
 
+@pytest.mark.exhaustive
 def test_the_same_bytes_as_in_a_folder(prefix: str, tmp_path: Path) -> None:
     every_kind.make_store(tmp_path / "s", 32)
     write_every_kind(url(prefix))
