@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Bool
 
@@ -97,30 +99,49 @@ def draws(
         resamples: number of draws.
         seed: of the draws.
     """
+    (means,) = draws_of_each([correct], labels, groups, folds, metric=metric, resamples=resamples, seed=seed)
+    return means
+
+
+def draws_of_each(
+    answers: Sequence[np.ndarray],
+    labels: np.ndarray,
+    groups: np.ndarray,
+    folds: np.ndarray,
+    *,
+    metric: str,
+    resamples: int,
+    seed: int,
+) -> list[np.ndarray]:
+    """Return ``draws`` of each of ``answers``, drawing once for all of them."""
     _, group_of = np.unique(groups, return_inverse=True)
     cells = (
         folds if metric == "accuracy" else np.array([f"{f}\t{y}" for f, y in zip(folds, labels, strict=True)])
     )
     cell_names, cell_of = np.unique(cells, return_inverse=True)
     count = int(group_of.max()) + 1
-    right = np.zeros((count, len(cell_names)))
-    total = np.zeros((count, len(cell_names)))
-    np.add.at(right, (group_of, cell_of), correct)
-    np.add.at(total, (group_of, cell_of), 1)
-    generator = np.random.default_rng(seed)
+
+    def table(values: np.ndarray | int) -> np.ndarray:
+        counts = np.zeros((count, len(cell_names)))
+        np.add.at(counts, (group_of, cell_of), values)
+        return counts
+
+    total, right = table(1), [table(correct) for correct in answers]
     fold_of_cell = np.array([str(name).split("\t")[0] for name in cell_names])
-    step = max(1, WEIGHTS_AT_ONCE // count)
-    means = []
+    cells_of_folds = [fold_of_cell == fold for fold in np.unique(fold_of_cell)]
+    means: list[list[np.ndarray]] = [[] for _ in answers]
+    generator, step = np.random.default_rng(seed), max(1, WEIGHTS_AT_ONCE // count)
     # In parts the generator gives the same draws, and thousands of recordings fit in memory.
     for start in range(0, resamples, step):
         size = min(step, resamples - start)
         weights = generator.multinomial(count, np.full(count, 1.0 / count), size=size).astype(np.float64)
         drawn = weights @ total
-        with np.errstate(invalid="ignore"):
-            share = (weights @ right) / drawn
-        per_fold = [_mean(share[:, fold_of_cell == fold]) for fold in np.unique(fold_of_cell)]
-        means.append(_mean(np.stack(per_fold, axis=1)))
-    return np.concatenate(means)
+        for one, found in zip(right, means, strict=True):
+            with np.errstate(invalid="ignore"):
+                share = (weights @ one) / drawn
+            per_fold = [_mean(share[:, chosen]) for chosen in cells_of_folds]
+            found.append(_mean(np.stack(per_fold, axis=1)))
+    return [np.concatenate(found) for found in means]
 
 
 def _mean(values: np.ndarray) -> np.ndarray:

@@ -202,13 +202,13 @@ def differences(answers: Answers, settings: EvaluateConfig) -> list[Difference]:
             key: float(np.mean(probes.score(answers.correct[key, probe], labels, folds, metric)))
             for key in keys
         }
-        drawn = {
-            key: bootstrap.draws(
-                answers.correct[key, probe], labels, groups, folds,
+        drawn: dict[str, np.ndarray] = {}
+        if settings.bootstrap:
+            each = bootstrap.draws_of_each(
+                [answers.correct[key, probe] for key in keys], labels, groups, folds,
                 metric=metric, resamples=settings.bootstrap, seed=settings.seed,
-            )
-            for key in (keys if settings.bootstrap else ())
-        }  # fmt: skip
+            )  # fmt: skip
+            drawn = dict(zip(keys, each, strict=True))
         for first, reference in enumerate(keys):
             for model in keys[first + 1 :]:
                 low = high = p_value = float("nan")

@@ -41,7 +41,8 @@ SMALL_TEACHERS = (
 )  # fmt: skip
 # Of the published size whatever the file says: only `make recipes` runs them.
 LARGE = {"panns_cnn14", "mule"}
-# `thesis_both` and `tau_teachers` go the same ways; `make test-all` and `make recipes` run these too.
+# `thesis_both` goes the way of two of them, and the chain of teachers has tests of its own; `make test-all` and
+# `make recipes` run them too.
 FURTHER = {"good_teacher", "thesis_internal", "thesis_audioset"}
 
 
