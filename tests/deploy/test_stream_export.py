@@ -126,7 +126,8 @@ def test_wrong_use_is_one_clear_error(exported: tuple[NormalisedStudent, Path], 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", ["cp_mobile_6k", pytest.param("micronet_m0", marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", ["cp_mobile_6k", "micronet_m0"])
 def test_a_whole_clip_through_a_causal_student_exports_at_any_length(name: str, tmp_path: Path) -> None:
     from pipeline.deploy.parity import check_parity, log_mel_inputs
 

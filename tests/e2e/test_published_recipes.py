@@ -41,9 +41,9 @@ SMALL_TEACHERS = (
 )  # fmt: skip
 # Of the published size whatever the file says: only `make recipes` runs them.
 LARGE = {"panns_cnn14", "mule"}
-# `thesis_both` goes the way of two of them, and the chain of teachers has tests of its own; `make test-all` and
-# `make recipes` run them too.
-FURTHER = {"good_teacher", "thesis_internal", "thesis_audioset"}
+# `thesis_both` and `embedding_compression` go the ways of three, and the chain of teachers has tests of its own;
+# `make test-all` and `make recipes` run them too.
+FURTHER = {"embedding_compression_hcnn", "good_teacher", "thesis_internal", "thesis_audioset"}
 
 
 @pytest.mark.timeout(1_800)

@@ -109,6 +109,7 @@ def test_a_failed_run_leaves_the_others_alone(tmp_path: Path) -> None:
     assert not artifact.is_finished(broken)
 
 
+@pytest.mark.exhaustive
 def test_a_run_that_is_killed_is_reported_and_goes_on_next_time(tmp_path: Path) -> None:
     """The process of one run gets kill -9; the next distill ends with the weights of a run left alone."""
     one = {"one": {}}

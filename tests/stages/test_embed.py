@@ -235,6 +235,7 @@ def test_a_worker_that_dies_is_noticed_and_its_shard_made_again(
     assert store_content(folder) == store_content(whole[1])
 
 
+@pytest.mark.exhaustive
 def test_a_worker_that_always_dies_ends_the_run_clearly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

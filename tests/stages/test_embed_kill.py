@@ -122,7 +122,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    ("kills", "whole_group"), [(2, True), pytest.param(1, False, marks=pytest.mark.exhaustive)]
+    ("kills", "whole_group"), [pytest.param(2, True, marks=pytest.mark.exhaustive), (1, False)]
 )
 def test_killed_runs_resume_to_the_same_bytes(
     expected: dict[str, bytes], tmp_path: Path, kills: int, whole_group: bool

@@ -65,6 +65,7 @@ def test_the_same_bytes_as_in_a_folder(prefix: str, tmp_path: Path) -> None:
     assert verify(url(prefix)).sound
 
 
+@pytest.mark.exhaustive
 def test_the_same_bytes_over_a_bad_network(proxy: s3_server.FaultyProxy, prefix: str, tmp_path: Path) -> None:
     every_kind.make_store(tmp_path / "s", 32)
     proxy.injected.clear()

@@ -24,7 +24,7 @@ pytest.importorskip("onnxscript")
 CASES = [
     ("cnn4", 0.5, None),
     pytest.param(*("micronet_m0", 0.5, 20), marks=EXHAUSTIVE),
-    ("mobilevitv2_050", 0.25, None),
+    pytest.param(*("mobilevitv2_050", 0.25, None), marks=EXHAUSTIVE),
     pytest.param(*("cp_resnet", 1.0, None), marks=EXHAUSTIVE),
     pytest.param(*("mn04", 0.2, None), marks=EXHAUSTIVE),
     pytest.param(*("mobilevit_xxs", 0.1, 20), marks=EXHAUSTIVE),
