@@ -7,8 +7,10 @@ import threading
 
 import numpy as np
 import soxr
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 
+LENGTH_STEP = 1 << 14  # samples; rows whose sound ends within the same step are resampled together
+RINGING_SAMPLES = 2048  # at the lower of the two rates: many times what a filter rings on for
 STREAM_SAMPLES = 1 << 20  # longer signals are resampled in one call, which bounds soxr's buffers
 
 
@@ -34,12 +36,31 @@ def resample_rows(
     """Return each row at ``to_hz``, cut or padded with zeros to ``samples``: ``resample``'s bits, half its time."""
     if from_hz == to_hz and waveforms.shape[1] == samples:
         return waveforms
-    # soxr takes rows as channels that lie apart, and designs one filter for all.
-    resampled = waveforms.T if from_hz == to_hz else soxr.resample(waveforms.T, from_hz, to_hz, quality="HQ")
     rows = np.zeros((len(waveforms), samples), dtype=np.float32)
-    kept = resampled[:samples]
-    rows[:, : len(kept)] = kept.T
+    if from_hz == to_hz:
+        kept = waveforms[:, :samples]
+        rows[:, : kept.shape[1]] = kept
+        return rows
+    ringing = RINGING_SAMPLES * max(1, -(-from_hz // to_hz))
+    lengths = _sounding_lengths(waveforms, ringing)
+    # Clips shorter than their window are common, and silence takes as long as sound.
+    for length in np.unique(lengths[lengths > 0]):
+        same = np.flatnonzero(lengths == length)
+        # soxr takes rows as channels that lie apart, and designs one filter for all.
+        resampled = soxr.resample(waveforms[same, :length].T, from_hz, to_hz, quality="HQ")[:samples]
+        rows[same, : len(resampled)] = resampled.T
     return rows
+
+
+def _sounding_lengths(
+    waveforms: Float32[np.ndarray, "rows samples"], ringing: int
+) -> Int64[np.ndarray, " rows"]:
+    """Return a length for each row beyond which it, and what a filter makes of it, is zero; 0 for silence."""
+    samples = waveforms.shape[1]
+    sounding = np.logical_or.reduceat(waveforms != 0.0, np.arange(0, samples, LENGTH_STEP), axis=1)
+    blocks = sounding.shape[1] - np.argmax(sounding[:, ::-1], axis=1)
+    lengths = np.minimum(blocks * LENGTH_STEP + ringing, samples)
+    return np.where(sounding.any(axis=1), lengths, 0).astype(np.int64)
 
 
 @functools.lru_cache(maxsize=32)

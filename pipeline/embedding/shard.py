@@ -17,6 +17,7 @@ from pipeline.audio.render import RENDERED_COLUMNS, Renderer
 from pipeline.audio.windows import fit, frame_count
 from pipeline.config import EmbedConfig
 from pipeline.embedding.array_makers import ArrayMaker
+from pipeline.store import encoding
 from pipeline.store.location import Place
 from pipeline.store.schema import ArraySpec
 from pipeline.store.writer import StoreWriter
@@ -170,11 +171,7 @@ class ShardArrays:
                 self._reject_non_finite(self._specs[path], values, batch.first)
 
     def _reject_non_finite(self, spec: ArraySpec, values: np.ndarray, first: int) -> None:
-        dtype = np.float32 if spec.dtype == "uint8" else np.dtype(spec.dtype)
-        with np.errstate(over="ignore"):
-            stored = values.astype(dtype, copy=False)
-        finite = np.isfinite(stored.reshape(len(stored), -1)).all(axis=1)
-        for position in np.flatnonzero(~finite):
+        for position in np.flatnonzero(~encoding.finite_rows(spec, values)):
             row = self.start + first + int(position)
             problem = f"the {spec.kind} of {spec.name} is not finite as {spec.dtype}"
             clip = str(self._plan["clip_id"].iloc[row])

@@ -11,6 +11,8 @@ from pipeline.store import topk, zarr_layout
 from pipeline.store.quantisation import dequantise, quantise
 from pipeline.store.schema import ArraySpec
 
+FLOAT16_OVERFLOW = 65520.0  # halfway from the largest float16 to what would come next: from here on it rounds to inf
+
 
 def lost_mass(stored: Mapping[str, numpy.ndarray]) -> dict[str, float]:
     """Return rows that are there, and the mean and largest softmax probability that their top k dropped."""
@@ -19,6 +21,17 @@ def lost_mass(stored: Mapping[str, numpy.ndarray]) -> dict[str, float]:
     if not len(lost):
         return {"rows": 0, "mean": 0.0, "largest": 0.0}
     return {"rows": len(lost), "mean": float(lost.mean()), "largest": float(lost.max())}
+
+
+def finite_rows(spec: ArraySpec, values: numpy.ndarray) -> numpy.ndarray:
+    """Return of each row (bool) whether all of its float32 values are finite in the type ``spec`` stores."""
+    rows = values.reshape(len(values), -1)
+    if not rows.shape[1]:
+        return numpy.ones(len(rows), dtype=bool)
+    # Two reductions that carry NaN along, against a limit: a cast and a test of every value take ten times longer.
+    limit = FLOAT16_OVERFLOW if spec.dtype == "float16" else numpy.inf
+    found: numpy.ndarray = (rows.max(axis=1) < limit) & (rows.min(axis=1) > -limit)
+    return found
 
 
 def stored(

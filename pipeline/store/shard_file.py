@@ -1,7 +1,8 @@
-"""Reads shards in this store's own layout straight into memory: raw chunks, each with its CRC-32C.
+"""Shards in this store's own layout, straight from and into memory: raw chunks, each with its CRC-32C.
 
 zarr and zarrs open any array; for chunks that are nothing but their values and a checksum they still make a
-copy of each, and several Python calls. Here one ``preadv`` a chunk puts the values where they belong.
+copy of each, and several Python calls. Here one ``preadv`` a chunk puts the values where they belong, and a
+shard's bytes are joined once. They are the bytes that zarr's own pipeline writes.
 """
 
 from __future__ import annotations
@@ -38,12 +39,14 @@ class PlainShards:
         dtype: of its values.
         shard_rows: rows a shard.
         chunk_rows: rows a chunk.
+        fill: what rows beyond the array's end hold in a chunk that is stored whole.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     shard_rows: int
     chunk_rows: int
+    fill: float
 
     @classmethod
     def of(cls, description: bytes) -> PlainShards | None:
@@ -64,10 +67,29 @@ class PlainShards:
                 and shard[0] % chunk[0] == 0
                 and not found.get("storage_transformers")
             )
+            fill = float(found["fill_value"])
         except (ValueError, KeyError, TypeError, IndexError, ZeroDivisionError):
             return None
         dtype = np.dtype(found["data_type"]).newbyteorder("<") if plain else np.dtype(np.uint8)
-        return cls(shape, dtype, shard[0], chunk[0]) if plain and dtype.isnative else None
+        return cls(shape, dtype, shard[0], chunk[0], fill) if plain and dtype.isnative else None
+
+    def encode(self, rows: np.ndarray) -> bytes:
+        """Return the bytes of a shard that holds ``rows``, its first ones; chunks without any are absent."""
+        values = np.ascontiguousarray(rows, dtype=self.dtype)
+        beyond = -len(values) % self.chunk_rows
+        if beyond:
+            values = np.concatenate([values, np.full((beyond, *values.shape[1:]), self.fill, self.dtype)])
+        content = values.reshape(-1).view(np.uint8)
+        content.flags.writeable = False  # as google_crc32c wants it
+        chunk_bytes = self.chunk_rows * self._row_bytes
+        index = np.full((self.shard_rows // self.chunk_rows, 2), _ABSENT, dtype="<u8")
+        parts: list[bytes | memoryview] = []
+        for chunk in range(len(values) // self.chunk_rows):
+            part = content[chunk * chunk_bytes : (chunk + 1) * chunk_bytes]
+            parts += [part.data, _checksum(part)]
+            index[chunk] = chunk * (chunk_bytes + CHECKSUM_BYTES), chunk_bytes + CHECKSUM_BYTES
+        places = index.tobytes()
+        return b"".join([*parts, places, _checksum(places)])
 
     def read(self, path: Path, rows: int, out: np.ndarray | None = None) -> np.ndarray:
         """Return the first ``rows`` rows of the shard at ``path``, in ``out`` where it is given.
@@ -105,7 +127,7 @@ class PlainShards:
             out = np.empty((rows, *self.shape[1:]), dtype=self.dtype)
         if out.shape != (rows, *self.shape[1:]) or out.dtype != self.dtype or not out.flags.c_contiguous:
             raise ValueError(f"cannot read {rows} rows of {self.shape[1:]} into {out.dtype} {out.shape}")
-        row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
+        row_bytes = self._row_bytes
         chunk_bytes = self.chunk_rows * row_bytes
         target = out.reshape(-1).view(np.uint8).data
         for chunk, (offset, length) in enumerate(self._index(size, fill)):
@@ -129,6 +151,10 @@ class PlainShards:
                 raise ValueError(f"the checksum of chunk {chunk} does not match")
         return out
 
+    @property
+    def _row_bytes(self) -> int:
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
+
     def _index(self, size: int, fill: _Fill) -> list[tuple[int, int]]:
         chunks = self.shard_rows // self.chunk_rows
         length = chunks * _INDEX_ENTRY_BYTES
@@ -147,6 +173,10 @@ def _named(codecs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [
         {key: value for key, value in codec.items() if key != "configuration" or value} for codec in codecs
     ]
+
+
+def _checksum(content: bytes | np.ndarray) -> bytes:
+    return int(google_crc32c.value(content)).to_bytes(CHECKSUM_BYTES, "little")
 
 
 def _readable(buffer: memoryview) -> np.ndarray:

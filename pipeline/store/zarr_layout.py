@@ -22,6 +22,7 @@ from zarr.storage import MemoryStore
 from pipeline.store import topk
 from pipeline.store.location import Location
 from pipeline.store.schema import DIMENSIONS, SCHEMA_VERSION, ArraySpec, StoreMeta
+from pipeline.store.shard_file import PlainShards
 
 log = logging.getLogger(__name__)
 
@@ -110,14 +111,27 @@ class _InMemory:
         return "/".join(["c", str(shard), *["0"] * (self.array.ndim - 1)])
 
 
-class ShardEncoder(_InMemory):
+class ShardEncoder:
     """Makes a shard's bytes in memory, from the array's own ``zarr.json``: any Zarr reader opens the result.
 
-    zarr's own pipeline encodes, always: two machines, one with ``zarrs`` and one without, write equal bytes.
+    Shards of the store's own layout are joined here, others coded by zarr's own pipeline, never by ``zarrs``;
+    the bytes are equal either way, so two machines with different packages write the same store.
     """
+
+    def __init__(self, description: bytes) -> None:
+        self._plain = PlainShards.of(description)
+        self._by_zarr = _ZarrEncoder(description) if self._plain is None else None
 
     def encode(self, shard: int, start: int, rows: numpy.ndarray) -> bytes:
         """Return the bytes of ``shard``, whose first row is ``start``."""
+        if self._by_zarr is not None:
+            return self._by_zarr.encode(shard, start, rows)
+        assert self._plain is not None
+        return self._plain.encode(rows)
+
+
+class _ZarrEncoder(_InMemory):
+    def encode(self, shard: int, start: int, rows: numpy.ndarray) -> bytes:
         self.array[start : start + len(rows)] = rows
         return self._buffers.pop(self._key(shard)).to_bytes()
 

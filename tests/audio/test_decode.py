@@ -145,3 +145,13 @@ def test_rows_are_resampled_like_each_alone(samples: int) -> None:
         np.testing.assert_array_equal(ours[: len(alone)], alone[:samples])
         assert not ours[len(alone) :].any()
     np.testing.assert_array_equal(resampling.resample_rows(rows, 8_000, 8_000, 50), rows[:, :50])
+
+
+@pytest.mark.parametrize("to_hz", [4_000, 16_000, 44_099, 48_000])
+def test_silent_ends_of_rows_change_no_bit(to_hz: int) -> None:
+    generator = np.random.default_rng(2)
+    rows = np.zeros((6, 101_376), dtype=np.float32)
+    for row, sounding in zip(rows, (0, 1, 16_384, 50_000, 101_375, 101_376), strict=True):
+        row[:sounding] = 3 * generator.standard_normal(sounding).astype(np.float32)
+    alone = np.stack([soxr.resample(row, 44_100, to_hz, quality="HQ") for row in rows])
+    np.testing.assert_array_equal(resampling.resample_rows(rows, 44_100, to_hz, alone.shape[1]), alone)

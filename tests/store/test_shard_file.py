@@ -59,6 +59,24 @@ def test_every_row_as_zarr_reads_it(tmp_path: Path, dtype: str, row_shape: tuple
         numpy.testing.assert_array_equal(into, wanted)
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "int32", "float16", "float32"])
+@pytest.mark.parametrize("row_shape", [(), (3,), (2, 5)])
+@pytest.mark.parametrize("rows", [31, 24, 25, 3])
+def test_bytes_are_those_that_zarr_writes(
+    tmp_path: Path, dtype: str, row_shape: tuple[int, ...], rows: int
+) -> None:
+    values = numpy.random.default_rng(0).integers(0, 200, (rows, *row_shape)).astype(dtype)
+    fill = float("nan") if dtype.startswith("float") else -1 if dtype.startswith("int") else 0
+    if dtype.startswith("float"):
+        values[2] = numpy.nan
+    written(tmp_path / "a", values, fill_value=fill)
+    plain = PlainShards.of((tmp_path / "a" / "zarr.json").read_bytes())
+    assert plain is not None
+    for shard in range(-(-rows // SHARD)):
+        expected = file_of(tmp_path / "a", shard, values.ndim).read_bytes()
+        assert plain.encode(values[shard * SHARD : (shard + 1) * SHARD]) == expected
+
+
 def test_other_layouts_are_left_to_zarr(tmp_path: Path) -> None:
     values = numpy.zeros((24, 3), dtype=numpy.float32)
     written(tmp_path / "zstd", values, compressors=[ZstdCodec(), Crc32cCodec()])
