@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pipeline import artifact
 from pipeline import recipe as recipes
@@ -42,6 +41,7 @@ from pipeline.evaluation.scoring import (
 )
 from pipeline.evaluation.window_batch import Windowing
 from stages import evaluate_splits, evaluate_suites, evaluation_tasks, locations
+from stages.console import progress_bar
 from stages.evaluate_statistics import Statistics
 from stages.evaluate_suites import ChosenSuite
 from stages.evaluate_table import score_table, share_table, structure_table, suite_tables
@@ -170,8 +170,7 @@ def _evaluate(
     described, alike, projections = [], [], {}
     of_splits: list[evaluate_splits.SplitResults] = []
     widths: dict[str, int] = {}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with progress_bar(console, remaining=True) as progress:
         for clips in tasks:
             name = clips.task.name
             bar = progress.add_task(f"evaluate {name}", total=len(clips.frame))
@@ -196,10 +195,10 @@ def _evaluate(
                 found.add_few_shot(
                     name, answered[name].labels, answered[name].groups, models, heard, recipe.evaluate, console
                 )  # fmt: skip
-            if _mask(vectors).sum() >= CLIPS_AT_LEAST:
-                alike += _structure(name, comparison.models, vectors)
-                found.add_geometry(name, models, _all_heard(vectors), recipe.evaluate)
-                projections[name] = _projections(recipe, clips.frame, comparison.models, vectors)
+            if vectors.heard.sum() >= CLIPS_AT_LEAST:
+                alike += _structure(name, models, vectors.of_heard)
+                found.add_geometry(name, models, vectors.of_heard, recipe.evaluate)
+                projections[name] = _projections(recipe, clips.frame, models, vectors)
             else:
                 console.print(f"evaluate: {name}: too few clips for structure and projection")
             described += (
@@ -208,9 +207,9 @@ def _evaluate(
             widths |= _widths(vectors)
         of_suites = evaluate_suites.score(recipe, suites, comparison, folder, console, progress, found)
         for name, vectors in of_suites.vectors.items():
-            alike += _structure(name, comparison.models, vectors)
-            found.add_geometry(name, models, _all_heard(vectors), recipe.evaluate)
-            projections[name] = _projections(recipe, of_suites.frames[name], comparison.models, vectors)
+            alike += _structure(name, models, vectors.of_heard)
+            found.add_geometry(name, models, vectors.of_heard, recipe.evaluate)
+            projections[name] = _projections(recipe, of_suites.frames[name], models, vectors)
             widths |= _widths(vectors)
     for one in of_splits:
         rows += one.rows
@@ -251,12 +250,14 @@ def _described(clips: TaskClips, vectors: ClipVectors) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _structure(task: str, models: dict[str, Model], vectors: ClipVectors) -> list[dict[str, Any]]:
+def _structure(
+    task: str, models: dict[str, Model], embeddings: dict[str, np.ndarray]
+) -> list[dict[str, Any]]:
     """Return CKA and neighbour overlap of every model with the teacher, and its effective rank."""
     teacher = next((key for key, model in models.items() if model.role == TEACHER), None)
     rows = []
     for key, model in models.items():
-        embedding = _heard(vectors, key)
+        embedding = embeddings[key]
         row: dict[str, Any] = {
             "task": task,
             "model": key,
@@ -266,7 +267,7 @@ def _structure(task: str, models: dict[str, Model], vectors: ClipVectors) -> lis
         }
         row["effective_rank"] = structure.effective_rank(embedding)
         if teacher is not None:
-            reference = _heard(vectors, teacher)
+            reference = embeddings[teacher]
             neighbours = min(NEIGHBOURS, len(embedding) - 1)
             row["linear_cka"] = structure.linear_cka(embedding, reference)
             row["neighbour_overlap"] = structure.neighbour_overlap(embedding, reference, neighbours)
@@ -285,35 +286,15 @@ def _projections(
     if headline:
         floors = [m.key for m in models.values() if m.role == RANDOM and m.floor == headline[0].floor]
         shown += [headline[0].key, *floors[:1]]
-    kept = frame[_mask(vectors)]
-    maps = {
-        key: projection.tsne(_heard(vectors, key), recipe.evaluate.seed).round(3).tolist() for key in shown
-    }
+    kept, embeddings, seed = frame[vectors.heard], vectors.of_heard, recipe.evaluate.seed
     stored: dict[str, Any] = {
         "clip_id": list(kept["clip_id"]),
         "label": list(kept["label"]),
-        "maps": maps,
+        "maps": {key: projection.tsne(embeddings[key], seed).round(3).tolist() for key in shown},
     }
     if recipe.evaluate.umap:
-        stored["umap"] = {
-            key: projection.umap(_heard(vectors, key), recipe.evaluate.seed).round(3).tolist()
-            for key in shown
-        }
+        stored["umap"] = {key: projection.umap(embeddings[key], seed).round(3).tolist() for key in shown}
     return stored
-
-
-def _mask(vectors: ClipVectors) -> np.ndarray:
-    heard = np.ones(len(next(iter(vectors.embeddings.values()))), dtype=bool)
-    heard[[clip.row for clip in vectors.unusable]] = False
-    return heard
-
-
-def _heard(vectors: ClipVectors, key: str) -> np.ndarray:
-    return np.asarray(vectors.embeddings[key][_mask(vectors)])
-
-
-def _all_heard(vectors: ClipVectors) -> dict[str, np.ndarray]:
-    return {key: _heard(vectors, key) for key in vectors.embeddings}
 
 
 def _summary(scores: dict[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from rich.console import Console
 
 from pipeline.config import EvaluateConfig
 from pipeline.errors import ConfigError
-from pipeline.evaluation import bootstrap, calibration, class_tables, geometry, significance, structure
+from pipeline.evaluation import calibration, class_tables, geometry, significance, structure
 from pipeline.evaluation.clips import TaskClips
 from pipeline.evaluation.probes import PROBES
 from pipeline.evaluation.scoring import (
@@ -36,6 +36,7 @@ from pipeline.evaluation.scoring import (
     Model,
     Score,
     differences,
+    draws,
 )
 from pipeline.evaluation.split_scoring import SplitScores
 from pipeline.evaluation.split_task import SplitTask
@@ -242,6 +243,7 @@ class Statistics:
         """
         values = {(row.task, row.probe, row.model): row.score for row in rows if row.task not in errors}
         teachers = teacher_keys(models)
+        drawn = {task: draws(found, settings) for task, found in answers.items()} if teachers else {}
         for (task, probe, key), value in values.items():
             for teacher in (one for one in teachers if one != key):
                 theirs = values.get((task, probe, teacher))
@@ -249,11 +251,8 @@ class Statistics:
                 if theirs is None or theirs <= 0:
                     continue
                 low = high = float("nan")
-                if task in answers and settings.bootstrap:
-                    low, high = significance.ratio_interval(
-                        _draws(answers[task], key, probe, settings),
-                        _draws(answers[task], teacher, probe, settings),
-                    )
+                if of_task := drawn.get(task):
+                    low, high = significance.ratio_interval(of_task[key, probe], of_task[teacher, probe])
                 self.retention.append(
                     {
                         "task": task, "model": key, "probe": probe, "teacher": teacher, "retention": value / theirs,
@@ -285,8 +284,8 @@ class Statistics:
         keys.sort(key=lambda key: models[key].role not in (TEACHER, REFERENCE))
         pairs = len(keys) * (len(keys) - 1) // 2
         correct = {(key, probe): answers.correct[key, probe] for key in keys for probe in PROBES}
-        draws = max(settings.bootstrap, DRAWS_A_PAIR * pairs) if settings.bootstrap else 0
-        finer = settings.model_copy(update={"bootstrap": draws})
+        resamples = max(settings.bootstrap, DRAWS_A_PAIR * pairs) if settings.bootstrap else 0
+        finer = settings.model_copy(update={"bootstrap": resamples})
         self.differences += [
             {**asdict(one), "decided": one.decided}
             for one in differences(replace(answers, correct=correct), finer)
@@ -296,13 +295,6 @@ class Statistics:
 def teacher_keys(models: Mapping[str, Model]) -> list[str]:
     """Return the keys of the recipe's teacher and of the further ones."""
     return [key for key, model in models.items() if model.role in (TEACHER, REFERENCE)]
-
-
-def _draws(answers: Answers, key: str, probe: str, settings: EvaluateConfig) -> np.ndarray:
-    return bootstrap.draws(
-        answers.correct[key, probe], answers.labels, answers.groups, answers.folds,
-        metric=answers.metric, resamples=settings.bootstrap, seed=settings.seed,
-    )  # fmt: skip
 
 
 def _of_conditions(

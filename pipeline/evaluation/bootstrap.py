@@ -7,8 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool
 
-from pipeline.errors import OssicleError
-
 LEVEL = 0.95
 WEIGHTS_AT_ONCE = 4_000_000
 
@@ -39,39 +37,6 @@ def interval(
         return float("nan"), float("nan")
     means = draws(correct, labels, groups, folds, metric=metric, resamples=resamples, seed=seed)
     return bounds(means)
-
-
-def difference_interval(
-    correct: Bool[np.ndarray, " clips"],
-    reference: Bool[np.ndarray, " clips"],
-    labels: np.ndarray,
-    groups: np.ndarray,
-    folds: np.ndarray,
-    *,
-    metric: str,
-    resamples: int,
-    seed: int,
-) -> tuple[float, float]:
-    """Return the 95 % interval of the score of ``correct`` less that of ``reference``, both on the same draws.
-
-    What makes a recording hard makes it hard for both models; drawn together it cancels, so that the interval
-    is that of their difference and not of two scores (paired percentile bootstrap).
-
-    Raises:
-        OssicleError: the two were scored on different clips.
-    """
-    if not len(correct) == len(reference) == len(labels):
-        raise OssicleError(
-            "two models scored on different tasks have no difference",
-            expected=f"answers on the same {len(labels)} clips", got=f"{len(correct)} and {len(reference)}",
-        )  # fmt: skip
-    if resamples == 0:
-        return float("nan"), float("nan")
-    ours, theirs = (
-        draws(answers, labels, groups, folds, metric=metric, resamples=resamples, seed=seed)
-        for answers in (correct, reference)
-    )
-    return bounds(ours - theirs)
 
 
 def bounds(means: np.ndarray) -> tuple[float, float]:

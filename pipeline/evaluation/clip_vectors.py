@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,12 @@ class ClipVectors:
         heard[[clip.row for clip in self.unusable]] = False
         return heard
 
+    @property
+    def of_heard(self) -> dict[str, Float32[np.ndarray, "heard dim"]]:
+        """The embeddings of those clips alone."""
+        heard = self.heard
+        return {key: embedding[heard] for key, embedding in self.embeddings.items()}
+
 
 def embed_clips(
     clips: TaskClips,
@@ -66,37 +73,23 @@ def embed_clips(
     """
     paths = list(clips.frame["path"])
     names = audio_digests.digests(paths, folder)
-    path_of = dict(zip(reversed(names), reversed(paths), strict=True))
     cutting = {"code": CODE_VERSION, "seconds": windowing.seconds, "maximum": windowing.maximum}
     store = VectorStore(folder, "clips", names, cutting)
-    reasons: dict[int, str] = {}
-
-    def hear(models: Mapping[str, Embedder], asked: Mapping[str, list[int]]) -> Made:
-        made = _hear([path_of[sound] for sound in store.sounds], models, windowing, asked)
-        reasons.update({place: parts[0] for place, parts in made.refused.items()})
-        return made
-
-    by_digest = {embedder.digest(): embedder for embedder in embedders.values()}
-    found = store.complete(by_digest, hear, on_progress)
-    refused = {place: parts[0] for place, parts in store.refused().items()} if found else reasons
-    place_of = {sound: place for place, sound in enumerate(store.sounds)}
-    places = np.array([place_of[name] for name in names])
-    unusable = [
-        UnusableClip(row, paths[row], refused[place])
-        for row, place in enumerate(places.tolist())
-        if place in refused
-    ]
+    found = store.complete(paths, embedders, partial(_hear, windowing), on_progress)
+    unusable = found.unusable
     if len(unusable) == len(paths):
         raise AudioError(
             "no_clips", f"task {clips.task.name!r}: not one of {len(paths)} clips can be decoded",
             got=f"{unusable[0].path}: {unusable[0].reason}",
         )  # fmt: skip
-    rows = {key: found[embedder.digest()][places, 0] for key, embedder in embedders.items()}
-    return ClipVectors(rows, unusable)
+    return ClipVectors({key: vectors[:, 0] for key, vectors in found.vectors.items()}, unusable)
 
 
 def _hear(
-    paths: list[str], models: Mapping[str, Embedder], windowing: Windowing, asked: Mapping[str, list[int]]
+    windowing: Windowing,
+    paths: Mapping[int, str],
+    models: Mapping[str, Embedder],
+    asked: Mapping[str, list[int]],
 ) -> Made:
     """Return the mean over windows of each asked sound under each model that asks for it."""
     wanted = {digest: set(places) for digest, places in asked.items()}

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import zipfile
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from pipeline import artifact, config
-from pipeline.evaluation import probes
+from pipeline import config
+from pipeline.evaluation import npz_cache, probes
 from pipeline.evaluation.probes import KNN, LINEAR, ProbeAnswers, ProbeSettings
 
 CODE_VERSION = "probe_answers/1"
@@ -44,20 +43,14 @@ def answers(
         OssicleError: an embedding is not finite, there are fewer training clips than neighbours, or logistic
             regression does not converge.
     """
-    path = None
-    if cache is not None:
-        path = cache / f"{answers_digest(probe, embedding, labels, folds, settings)}.npz"
-        found = _read(path)
-        if found is not None:
-            return found
-    made = probes.out_of_fold(probe, embedding, labels, folds, settings)
-    if path is not None:
-        buffer = io.BytesIO()
-        np.savez_compressed(
-            buffer, predicted=made.predicted, probabilities=made.probabilities, classes=made.classes
-        )
-        artifact.write_bytes(path, buffer.getvalue())
-    return made
+
+    def fit() -> ProbeAnswers:
+        return probes.out_of_fold(probe, embedding, labels, folds, settings)
+
+    if cache is None:
+        return fit()
+    digest = answers_digest(probe, embedding, labels, folds, settings)
+    return npz_cache.read_or_make(cache, digest, fit, _pack, _unpack)
 
 
 def answers_digest(
@@ -83,12 +76,11 @@ def answers_digest(
     )  # fmt: skip
 
 
-def _read(path: Path) -> ProbeAnswers | None:
-    """Return what is in ``path``; None where it is absent or damaged, and then made anew."""
-    if not path.is_file():
-        return None
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return ProbeAnswers(stored["predicted"], stored["probabilities"], stored["classes"])
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
+def _pack(answers: ProbeAnswers) -> dict[str, np.ndarray]:
+    return {
+        "predicted": answers.predicted, "probabilities": answers.probabilities, "classes": answers.classes,
+    }  # fmt: skip
+
+
+def _unpack(stored: Mapping[str, np.ndarray]) -> ProbeAnswers:
+    return ProbeAnswers(stored["predicted"], stored["probabilities"], stored["classes"])

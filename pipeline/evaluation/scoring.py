@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool, Float, Float32
 
 from pipeline.config import EvaluateConfig
 from pipeline.evaluation import bootstrap, probe_answers, probes, significance
@@ -153,14 +153,12 @@ def score_task(
 
 def score_answers(answers: Answers, models: Mapping[str, Model], settings: EvaluateConfig) -> list[Score]:
     """Return score and 95 % interval of every model and probe."""
-    labels, folds, metric = answers.labels, answers.folds, answers.metric
+    drawn = draws(answers, settings)
     rows = []
     for (key, probe), correct in answers.correct.items():
         model = models[key]
-        per_fold = probes.score(correct, labels, folds, metric)
-        low, high = bootstrap.interval(
-            correct, labels, answers.groups, folds, metric=metric, resamples=settings.bootstrap, seed=settings.seed
-        )  # fmt: skip
+        per_fold = probes.score(correct, answers.labels, answers.folds, answers.metric)
+        low, high = bootstrap.bounds(drawn[key, probe]) if drawn else (float("nan"), float("nan"))
         rows.append(
             Score(
                 key, model.role, model.name, model.label, model.seed, model.floor, answers.task, probe,
@@ -168,6 +166,24 @@ def score_answers(answers: Answers, models: Mapping[str, Model], settings: Evalu
             )
         )  # fmt: skip
     return rows
+
+
+def draws(
+    answers: Answers, settings: EvaluateConfig
+) -> dict[tuple[str, str], Float[np.ndarray, " resamples"]]:
+    """Return the score of every (model key, probe) in each draw of recordings, the same draws for all; {} of none.
+
+    Args:
+        answers: of the models.
+        settings: resamples and seed.
+    """
+    if not settings.bootstrap:
+        return {}
+    each = bootstrap.draws_of_each(
+        list(answers.correct.values()), answers.labels, answers.groups, answers.folds,
+        metric=answers.metric, resamples=settings.bootstrap, seed=settings.seed,
+    )  # fmt: skip
+    return dict(zip(answers.correct, each, strict=True))
 
 
 @dataclass(frozen=True)
@@ -193,27 +209,25 @@ class Difference:
 
 
 def differences(answers: Answers, settings: EvaluateConfig) -> list[Difference]:
-    """Return the difference of every two models under every probe, the later less the earlier."""
+    """Return the difference of every two models under every probe, the later less the earlier.
+
+    What makes a recording hard makes it hard for both models; drawn together it cancels, so that the interval is that
+    of their difference and not of two scores (paired percentile bootstrap).
+    """
     keys = list(dict.fromkeys(key for key, _ in answers.correct))
-    labels, groups, folds, metric = answers.labels, answers.groups, answers.folds, answers.metric
+    labels, folds, metric = answers.labels, answers.folds, answers.metric
+    drawn = draws(answers, settings)
     found = []
     for probe in probes.PROBES:
         values = {
             key: float(np.mean(probes.score(answers.correct[key, probe], labels, folds, metric)))
             for key in keys
         }
-        drawn: dict[str, np.ndarray] = {}
-        if settings.bootstrap:
-            each = bootstrap.draws_of_each(
-                [answers.correct[key, probe] for key in keys], labels, groups, folds,
-                metric=metric, resamples=settings.bootstrap, seed=settings.seed,
-            )  # fmt: skip
-            drawn = dict(zip(keys, each, strict=True))
         for first, reference in enumerate(keys):
             for model in keys[first + 1 :]:
                 low = high = p_value = float("nan")
-                if settings.bootstrap:
-                    apart = drawn[model] - drawn[reference]
+                if drawn:
+                    apart = drawn[model, probe] - drawn[reference, probe]
                     low, high = bootstrap.bounds(apart)
                     p_value = significance.p_value(apart)
                 difference = values[model] - values[reference]

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from pipeline import artifact, config
-from pipeline.evaluation import metrics
+from pipeline import config
+from pipeline.evaluation import metrics, npz_cache
 from pipeline.evaluation.probes import LINEAR
 from pipeline.evaluation.split_probes import Answer, SplitProbes
 from pipeline.evaluation.split_task import SplitTask
@@ -63,12 +61,8 @@ class SplitAnswers:
             of_values = metrics.find(task.metric).kind == "values"
             strengths = self._grid.ridge_alpha if of_values else self._grid.logistic_c
         asked = {"probe": probe, "metric": task.metric, "truth": _digest(task.truth), "strengths": strengths}
-        path = self._cache / f"{config.digest({**self._rows, **asked})}.npz"
-        found = _read(path)
-        if found is None:
-            found = self._fitted(probe, task)
-            artifact.write_bytes(path, _packed(found))
-        return found
+        digest = config.digest({**self._rows, **asked})
+        return npz_cache.read_or_make(self._cache, digest, lambda: self._fitted(probe, task), _pack, _unpack)
 
     def _fitted(self, probe: str, task: SplitTask) -> Answer:
         if self._probes is None:
@@ -82,28 +76,19 @@ def _digest(values: np.ndarray) -> str:
     return hashlib.sha256(f"{rows.dtype.str} {rows.shape} ".encode() + content).hexdigest()
 
 
-def _packed(answer: Answer) -> bytes:
+def _pack(answer: Answer) -> dict[str, Any]:
     arrays: dict[str, Any] = {
         "prediction": answer.prediction, "strength": answer.strength, "at_edge": answer.at_edge,
         "development_score": answer.development_score,
     }  # fmt: skip
     if answer.probabilities is not None and answer.classes is not None:
         arrays |= {"probabilities": answer.probabilities, "classes": answer.classes}
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    return buffer.getvalue()
+    return arrays
 
 
-def _read(path: Path) -> Answer | None:
-    """Return the answer in ``path``; None where it is absent or damaged, and then made anew."""
-    if not path.is_file():
-        return None
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            shares = (stored["probabilities"], stored["classes"]) if "classes" in stored else (None, None)
-            return Answer(
-                stored["prediction"], float(stored["strength"]), float(stored["development_score"]),
-                bool(stored["at_edge"]), *shares,
-            )  # fmt: skip
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
+def _unpack(stored: Mapping[str, np.ndarray]) -> Answer:
+    shares = (stored["probabilities"], stored["classes"]) if "classes" in stored else (None, None)
+    return Answer(
+        stored["prediction"], float(stored["strength"]), float(stored["development_score"]),
+        bool(stored["at_edge"]), *shares,
+    )  # fmt: skip

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -71,34 +72,22 @@ def embed_tracks(
         ConfigError: a model cannot hear one second, or a whole track.
         StoreError: a store is damaged.
     """
-    path_of = dict(zip(digests, paths, strict=True))
     keys = {embedder.digest(): key for key, embedder in embedders.items()}
     parts = [WHOLE, *(str(second) for second in range(seconds))]
     cutting = {"code": CODE_VERSION, "seconds": seconds}
     store = VectorStore(folder, "tracks", digests, cutting, parts, SHARD_TRACKS)
-    refused: dict[int, list[str]] = {}
-
-    def hear(models: Mapping[str, Embedder], asked: Mapping[str, list[int]]) -> Made:
-        made = _hear([path_of[sound] for sound in store.sounds], seconds, models, keys, asked)
-        refused.update(made.refused)
-        return made
-
-    found = store.complete({digest: embedders[key] for digest, key in keys.items()}, hear, on_progress)
-    refused = store.refused() if found else refused
-    place_of = {sound: place for place, sound in enumerate(store.sounds)}
-    places = [place_of[digest] for digest in digests]
-    reasons = [refused.get(place, [""] * len(parts)) for place in places]
-    unusable = [UnusableClip(row, str(paths[row]), of[0]) for row, of in enumerate(reasons) if of[0]]
+    found = store.complete(
+        [str(path) for path in paths], embedders, partial(_hear, seconds, keys), on_progress
+    )
+    unusable = found.unusable
     if len(unusable) == len(paths):
         raise AudioError(
             "no_tracks", f"not one of {len(paths)} tracks can be decoded",
             got=f"{unusable[0].path}: {unusable[0].reason}",
         )  # fmt: skip
-    heard = np.array([[not reason for reason in of[1:]] for of in reasons])
-    tracks, rows = {}, {}
-    for key, embedder in embedders.items():
-        vectors = found[embedder.digest()][places]
-        tracks[key], rows[key] = vectors[:, 0], vectors[:, 1:].reshape(-1, vectors.shape[2])
+    heard = np.array([[not reason for reason in of[1:]] for of in found.reasons])
+    tracks = {key: vectors[:, 0] for key, vectors in found.vectors.items()}
+    rows = {key: vectors[:, 1:].reshape(-1, vectors.shape[2]) for key, vectors in found.vectors.items()}
     return TrackVectors(tracks, rows, heard, unusable)
 
 
@@ -115,10 +104,10 @@ def cut(
 
 
 def _hear(
-    paths: Sequence[Path],
     seconds: int,
-    models: Mapping[str, Embedder],
     keys: Mapping[str, str],
+    paths: Mapping[int, str],
+    models: Mapping[str, Embedder],
     asked: Mapping[str, list[int]],
 ) -> Made:
     """Return whole and seconds of each asked track under each model that asks for it."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from jaxtyping import Float32
 
 from pipeline import config
 from pipeline.evaluation.embedders import Embedder
+from pipeline.evaluation.window_batch import UnusableClip
 from pipeline.store.commits import is_finished, read_commit
 from pipeline.store.reader import StoreReader
 from pipeline.store.schema import STORE_FILE, ArraySpec, StoreMeta, embedding_spec, read_meta
@@ -27,6 +29,7 @@ from pipeline.store.writer import StoreWriter
 FOLDER = "embeddings"
 WHOLE = "whole"
 Vectors = Float32[np.ndarray, "sounds parts dim"]
+FileVectors = Float32[np.ndarray, "files parts dim"]
 
 
 @dataclass
@@ -43,8 +46,24 @@ class Made:
     refused: dict[int, list[str]]
 
 
-# Given the embedders by digest, and for each the places of the sounds that it is asked for, in order.
-Hear = Callable[[Mapping[str, Embedder], Mapping[str, list[int]]], Made]
+# Given a file of each sound by its place, the embedders by digest, and for each of these the places of the sounds that
+# it is asked for, in order.
+Hear = Callable[[Mapping[int, str], Mapping[str, Embedder], Mapping[str, list[int]]], Made]
+
+
+@dataclass(frozen=True)
+class Completed:
+    """What models made of files, in the order of the files.
+
+    Attributes:
+        vectors: model key to (files, parts, dim), NaN where a part was not heard; empty where nothing was.
+        reasons: of each file why each part was not heard, "" of those that were.
+        unusable: the files of which not even the first part was heard.
+    """
+
+    vectors: dict[str, FileVectors]
+    reasons: list[list[str]]
+    unusable: list[UnusableClip]
 
 
 class VectorStore:
@@ -53,7 +72,7 @@ class VectorStore:
     Args:
         root: folder of all such stores.
         unit: what a sound is: ``clips``, ``tracks``.
-        sounds: content digests, each once.
+        sounds: content digests of files; one that is there twice is one sound.
         cutting: what else the vectors depend on: code, windows.
         parts: names of what is embedded of each sound.
         shard_sounds: sounds a shard, which is what a killed run loses at most.
@@ -72,6 +91,8 @@ class VectorStore:
         shard_sounds: int = 256,
     ) -> None:
         self.sounds = sorted(set(sounds))
+        place_of = {sound: place for place, sound in enumerate(self.sounds)}
+        self._places = [place_of[sound] for sound in sounds]
         self._unit, self._parts, self._root = unit, list(parts), root
         self._shard_sounds = shard_sounds
         self._cutting = {**cutting, "unit": unit, "parts": len(self._parts), "shard_sounds": shard_sounds}
@@ -101,34 +122,49 @@ class VectorStore:
 
     def complete(
         self,
+        paths: Sequence[str],
         embedders: Mapping[str, Embedder],
         hear: Hear,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
-    ) -> dict[str, Vectors]:
+    ) -> Completed:
         """Return the vectors of all models; those that no store has are made, written and kept.
 
         Args:
-            embedders: by digest.
+            paths: of the files, in the order in which their digests were given; of equal ones the first is heard.
+            embedders: by key.
             hear: makes vectors.
             on_progress: called with sounds done and sounds in all.
-
-        Returns:
-            Model digest to (sounds, parts, dim), sounds in the order of ``sounds``, NaN where a part was not heard;
-            nothing of a model where not one part of any sound can be heard.
 
         Raises:
             StoreError: the store is damaged, or a model's vector is not finite.
         """
-        found = {digest: self.read(digest) for digest in embedders}
-        missing = {digest: embedders[digest] for digest, vectors in found.items() if vectors is None}
+        by_digest = {embedder.digest(): embedder for embedder in embedders.values()}
+        found = {digest: self.read(digest) for digest in by_digest}
+        missing = {digest: by_digest[digest] for digest, vectors in found.items() if vectors is None}
+        refused: dict[int, list[str]] = {}
         if missing:
-            self._make(missing, hear, on_progress)
+            path_of = dict(zip(reversed(self._places), reversed(paths), strict=True))
+            refused = self._make(missing, partial(hear, path_of), on_progress)
             found |= {digest: self.read(digest) for digest in missing}
-        return {digest: vectors for digest, vectors in found.items() if vectors is not None}
+        known = {digest: vectors for digest, vectors in found.items() if vectors is not None}
+        if known:
+            refused = self.refused()
+        all_heard = [""] * len(self._parts)
+        reasons = [refused.get(place, all_heard) for place in self._places]
+        unusable = [UnusableClip(row, paths[row], of[0]) for row, of in enumerate(reasons) if of[0]]
+        if not known:
+            return Completed({}, reasons, unusable)
+        of_files = {key: known[embedder.digest()][self._places] for key, embedder in embedders.items()}
+        return Completed(of_files, reasons, unusable)
 
     def _make(
-        self, missing: Mapping[str, Embedder], hear: Hear, on_progress: Callable[[int, int], None]
-    ) -> None:
+        self,
+        missing: Mapping[str, Embedder],
+        hear: Callable[[Mapping[str, Embedder], Mapping[str, list[int]]], Made],
+        on_progress: Callable[[int, int], None],
+    ) -> dict[int, list[str]]:
+        """Write what is missing; return what was refused on the way."""
+        refused: dict[int, list[str]] = {}
         borrowed = {digest: self._borrowed(digest) for digest in missing}
         begun = read_meta(self.folder).arrays if (self.folder / STORE_FILE).is_file() else ()
         specs = {spec.digest: spec for spec in begun if spec.digest in missing}
@@ -145,6 +181,7 @@ class VectorStore:
                 for digest in lacking
             }
             made = hear(lacking, asked) if any(asked.values()) else Made({}, {})
+            refused |= made.refused
             for digest in lacking:
                 here = made.vectors.setdefault(digest, {})
                 for place in range(start, stop):
@@ -164,6 +201,7 @@ class VectorStore:
             self._write(specs, waiting)
             with StoreWriter.open(self.folder) as writer:
                 writer.finish(list(specs), config=self._identity(), inputs={})
+        return refused
 
     def _write(self, specs: Mapping[str, ArraySpec], waiting: Sequence[tuple[int, Made]]) -> None:
         width = len(self._parts)

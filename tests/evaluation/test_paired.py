@@ -1,12 +1,14 @@
-"""Paired intervals against the bootstrap written out draw by draw."""
+"""Paired differences against the bootstrap written out draw by draw."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from pipeline.errors import OssicleError
+from pipeline.config import EvaluateConfig
 from pipeline.evaluation import bootstrap
+from pipeline.evaluation.probes import PROBES
+from pipeline.evaluation.scoring import Answers, Difference, differences
 
 RESAMPLES, SEED = 40, 5
 
@@ -21,6 +23,20 @@ def task() -> tuple[np.ndarray, ...]:
     return ours, theirs, labels, groups, folds
 
 
+def difference(
+    ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray, groups: np.ndarray, folds: np.ndarray,
+    *, metric: str, resamples: int, seed: int,
+) -> Difference:  # fmt: skip
+    """Return that of ``ours`` less ``theirs``, of the first probe."""
+    correct = {(key, probe): one for key, one in (("theirs", theirs), ("ours", ours)) for probe in PROBES}
+    settings = EvaluateConfig(bootstrap=resamples, seed=seed)
+    found = differences(Answers("made", metric, labels, groups, folds, correct), settings)
+    assert [(one.model, one.reference, one.probe) for one in found] == [
+        ("ours", "theirs", probe) for probe in PROBES
+    ]
+    return found[0]
+
+
 def literal(
     both: list[np.ndarray], labels: np.ndarray, groups: np.ndarray, folds: np.ndarray, metric: str
 ) -> list[float]:
@@ -32,7 +48,7 @@ def literal(
         times = generator.multinomial(len(names), np.full(len(names), 1 / len(names)))
         drawn: list[int] = []
         for name, count in zip(names, times, strict=True):
-            drawn += list(np.flatnonzero(groups == name)) * int(count)
+            drawn += np.flatnonzero(groups == name).tolist() * int(count)
         means = []
         for answers in both:
             per_fold = []
@@ -56,11 +72,9 @@ def literal(
 @pytest.mark.parametrize("metric", ["accuracy", "balanced_accuracy"])
 def test_both_models_are_scored_on_the_same_draws(metric: str) -> None:
     ours, theirs, labels, groups, folds = task()
-    low, high = bootstrap.difference_interval(
-        ours, theirs, labels, groups, folds, metric=metric, resamples=RESAMPLES, seed=SEED
-    )
-    want = np.quantile(literal([ours, theirs], labels, groups, folds, metric), [0.025, 0.975])
-    np.testing.assert_allclose([low, high], want, atol=1e-12)
+    found = difference(ours, theirs, labels, groups, folds, metric=metric, resamples=RESAMPLES, seed=SEED)
+    each = literal([ours, theirs], labels, groups, folds, metric)
+    np.testing.assert_allclose([found.low, found.high], np.quantile(each, [0.025, 0.975]), atol=1e-12)
 
 
 def test_pairing_narrows_the_interval_of_alike_models() -> None:
@@ -68,16 +82,8 @@ def test_pairing_narrows_the_interval_of_alike_models() -> None:
     theirs = ours.copy()
     theirs[[3, 20]] ^= True
     options = {"metric": "accuracy", "resamples": 400, "seed": 0}
-    low, high = bootstrap.difference_interval(ours, theirs, labels, groups, folds, **options)  # type: ignore[arg-type]
+    apart = difference(ours, theirs, labels, groups, folds, **options)  # type: ignore[arg-type]
     single = bootstrap.interval(ours, labels, groups, folds, **options)  # type: ignore[arg-type]
-    assert high - low < single[1] - single[0]
-    same = bootstrap.difference_interval(ours, ours, labels, groups, folds, **options)  # type: ignore[arg-type]
-    assert same == (0.0, 0.0)
-
-
-def test_other_clips_have_no_difference() -> None:
-    ours, theirs, labels, groups, folds = task()
-    with pytest.raises(OssicleError, match="different tasks"):
-        bootstrap.difference_interval(
-            ours, theirs[:-1], labels, groups, folds, metric="accuracy", resamples=5, seed=0
-        )
+    assert apart.high - apart.low < single[1] - single[0]
+    same = difference(ours, ours, labels, groups, folds, **options)  # type: ignore[arg-type]
+    assert (same.difference, same.low, same.high) == (0.0, 0.0, 0.0)
