@@ -16,13 +16,11 @@ from rich.progress import Progress
 
 from pipeline import artifact
 from pipeline.config import Recipe
-from pipeline.deploy.bundle import PARITY
-from pipeline.deploy.shipping import BY_SIZE
 from pipeline.errors import OssicleError
 from pipeline.measure import arm, arm_root, extra_tables, latency, model_cost, remote, streaming_cost
 from pipeline.measure.teacher_cost import load_teacher, teacher_costs
 from pipeline.recipe import Run
-from stages import benchmark_layers, benchmark_table, locations
+from stages import benchmark_layers, benchmark_table, locations, shipped_file
 from stages.benchmark_layers import reason
 from stages.benchmark_models import NOT_FOR_ARM, Model, exported, models
 from stages.console import progress_bar
@@ -66,18 +64,12 @@ def run(recipe: Recipe, *, console: Console, host: str | None = None) -> Path:
     digests = {row["export_digest"] for row in record["rows"] if "export_digest" in row}
     extra, stale = extra_tables.read(folder, digests)
     console.print(benchmark_table.text(record, board, extra), markup=False, soft_wrap=True)
-    losses = {one.name: _losses(locations.export_folder(one)) for one in runs}
+    losses = {one.name: shipped_file.losses(artifact.read(locations.export_folder(one))) for one in runs}
     for note in [*benchmark_table.notes(record, board, losses), *stale]:
         console.print(f"benchmark: {note}")
     if recipe.benchmark.layers:
         console.print(f"benchmark: layer by layer in {folder}/layers-*.md and .svg")
     return folder
-
-
-def _losses(export: Path) -> list[str]:
-    """Return what the export's S8S8 file loses of float32 beyond its limits, in words; its size is no loss."""
-    shipping = json.loads((export / PARITY).read_bytes()).get("shipping", {"reasons": {}})
-    return [why for why in shipping["reasons"].get("s8s8", []) if not why.startswith(BY_SIZE)]
 
 
 def _identity(recipe: Recipe, runs: list[Run]) -> tuple[dict[str, Any], dict[str, str]]:

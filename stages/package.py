@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import json
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +11,17 @@ import pandas
 from rich.console import Console
 
 from pipeline.config import LogMelConfig
-from pipeline.deploy.bundle import FP32, PARITY
 from pipeline.deploy.package import archive, content, hub
 from pipeline.deploy.package.facts import Facts, Model, Score, absent_figures, datasets_of
 from pipeline.deploy.package.licences import OTHER, hub_licence
-from pipeline.deploy.shipping import BY_SIZE, FileFigures, Limits, decide
 from pipeline.errors import MissingArtifactError
 from pipeline.store.location import Place, at
 from pipeline.store.schema import CLIPS_FILE, read_meta
 from pipeline.students.classifier import read_classes
 from pipeline.students.saved import SavedStudent, read_description
-from stages import locations, run_records
+from stages import locations, run_records, shipped_file
 from stages.run_records import RunRecords
 
-# Of the emulated processors the one that small boards have now.
-TARGET_CPU = "cortex-a76"
 OWN = "the packager's own; no teacher's licence applies"
 
 
@@ -92,7 +86,7 @@ def gather(records: RunRecords, *, store: Place | None = None, licence: str | No
     saved = read_description(export.folder)
     place = run_records.store_of(records, store)
     costs = run_records.costs_of(records)
-    ship, why = _ship(records, costs)
+    ship, why = shipped_file.choose(export, costs)
     models = content.student_files(export.folder, ship)
     scores = tuple(_score(row, models) for row in run_records.scores_of(records))
     classes = read_classes(export.folder)
@@ -126,45 +120,6 @@ def _window_seconds(place: Place, frontend: LogMelConfig) -> float:
         )
     samples = (frames[0] - 1) * frontend.hop_length + (0 if frontend.center else frontend.n_fft)
     return samples / frontend.sample_rate_hz
-
-
-def _ship(records: RunRecords, costs: list[dict[str, Any]]) -> tuple[str, str]:
-    """Return the file to ship and why: the export's figures, and executed instructions where they were counted."""
-    folder = records.export.folder
-    parity = json.loads((folder / PARITY).read_text(encoding="utf-8"))
-    counted = {
-        cost["file"]: {cpu: float(found["instructions"]) for cpu, found in (cost.get("arm") or {}).items()}
-        for cost in costs
-    }
-    files = [FileFigures("fp32", (folder / FP32).stat().st_size, counted.get(FP32, {}))]
-    for stem, found in parity.items():
-        path = folder / f"{stem}.onnx"
-        precision = stem.removeprefix("student_")
-        # u8s8 is for timing on x86; a stream is another program, with its state in and out.
-        if path.is_file() and "centred_cosine" in found and precision not in ("u8s8", "fp32"):
-            files.append(
-                FileFigures(
-                    precision, path.stat().st_size, counted.get(path.name, {}), found["centred_cosine"],
-                    found.get("neighbour_overlap"), found.get("probe_drop"),
-                )
-            )  # fmt: skip
-    if len(files) == 1:
-        return FP32, "nothing else was exported"
-    settings = records.export.config.get("export", {})
-    limits = Limits(min_cosine=settings.get("int8_min_cosine", Limits.min_cosine))
-    if settings.get("int8_max_overlap_loss") is not None:
-        limits = replace(limits, min_overlap=1 - settings["int8_max_overlap_loss"])
-    verdict = decide(files, limits)
-    by = next((cpu for cpu in (TARGET_CPU, *sorted(verdict.ship)) if cpu in verdict.ship), BY_SIZE)
-    shipped = next(one for one in files if one.precision == verdict.ship[by])
-    what = "bytes" if by == BY_SIZE else f"executed instructions on an emulated {by}"
-    if shipped.precision == "fp32":
-        why = "; ".join(f"{name}: {', '.join(lines)}" for name, lines in verdict.reasons.items() if lines)
-        return FP32, why or f"no other file has fewer {what}"
-    return f"student_{shipped.precision}.onnx", (
-        f"of the files that keep float32's geometry it has the fewest {what}; its centred cosine to float32 is "
-        f"{shipped.centred_cosine:.4f}"
-    )
 
 
 def _score(row: dict[str, Any], models: tuple[Model, ...]) -> Score:
