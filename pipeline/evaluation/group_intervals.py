@@ -39,30 +39,6 @@ def interval(
     return bounds(draws(metric, truth, prediction, groups, resamples=resamples, seed=seed))
 
 
-def difference_interval(
-    metric: str,
-    truth: Rows,
-    prediction: Rows,
-    reference: Rows,
-    groups: np.ndarray,
-    *,
-    resamples: int,
-    seed: int,
-) -> tuple[float, float]:
-    """Return the 95 % interval of the score of ``prediction`` less that of ``reference``, on the same draws.
-
-    Raises:
-        OssicleError: the rows differ in number.
-    """
-    if resamples == 0:
-        return float("nan"), float("nan")
-    ours, theirs = (
-        draws(metric, truth, answers, groups, resamples=resamples, seed=seed)
-        for answers in (prediction, reference)
-    )
-    return bounds(ours - theirs)
-
-
 def draws(
     metric: str,
     truth: Rows,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +14,8 @@ import numpy as np
 from pipeline import artifact
 
 Result = TypeVar("Result")
+# What a flipped byte makes of a zip file: another method, a password, an impossible offset, a stream that breaks off.
+DAMAGE = (ValueError, KeyError, EOFError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 def read_or_make(
@@ -48,5 +51,5 @@ def _read(path: Path, unpack: Callable[[Mapping[str, np.ndarray]], Result]) -> R
     try:
         with np.load(path, allow_pickle=False) as stored:
             return unpack(stored)
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except DAMAGE:
         return None

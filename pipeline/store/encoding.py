@@ -11,7 +11,9 @@ from pipeline.store import topk, zarr_layout
 from pipeline.store.quantisation import dequantise, quantise
 from pipeline.store.schema import ArraySpec
 
-FLOAT16_OVERFLOW = 65520.0  # halfway from the largest float16 to what would come next: from here on it rounds to inf
+FLOAT16_OVERFLOW = (
+    65520.0  # halfway from the largest float16 to the next step: from here on it is rounded to inf
+)
 
 
 def lost_mass(stored: Mapping[str, numpy.ndarray]) -> dict[str, float]:

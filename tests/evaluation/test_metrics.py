@@ -89,13 +89,6 @@ def test_it_is_tracks_that_are_drawn() -> None:
     assert as_if_free[1] - as_if_free[0] < 0.5 * (one[1] - one[0])
 
 
-def test_differences_are_paired() -> None:
-    options = {"resamples": 100, "seed": 1}
-    assert group_intervals.difference_interval("r2", VALUES, GUESSED, GUESSED, GROUP, **options) == (0.0, 0.0)
-    low, high = group_intervals.difference_interval("r2", VALUES, VALUES, GUESSED, GROUP, **options)
-    assert 0 < low <= 1 - metrics.score("r2", VALUES, GUESSED) <= high
-
-
 def test_a_draw_that_leaves_nothing_to_tell_apart_has_no_value() -> None:
     drawn = group_intervals.draws(
         "r2", np.array([0.0, 1.0]), np.array([0.0, 1.0]), np.array(["a", "b"]), resamples=50, seed=0
