@@ -24,7 +24,14 @@ from rich.console import Console
 from pipeline import artifact
 from pipeline import recipe as recipes
 from pipeline.config import Recipe, digest
-from pipeline.evaluation import probe_answers, projection, seed_comparison, structure, vector_store
+from pipeline.evaluation import (
+    audio_digests,
+    probe_answers,
+    projection,
+    seed_comparison,
+    structure,
+    vector_store,
+)
 from pipeline.evaluation.clip_vectors import ClipVectors, embed_clips
 from pipeline.evaluation.clips import TaskClips
 from pipeline.evaluation.comparison import Comparison
@@ -94,6 +101,12 @@ def run(
         "code": 3 if choosing else 2,
     }
     inputs = {f"task:{task.task.name}": task.digest() for task in tasks}
+    stores = locations.root(recipe) / vector_store.FOLDER
+    # A task's digest is of its labels: the sound of a table's clips may change under the same names.
+    inputs |= {
+        f"audio:{task.task.name}": digest(audio_digests.digests(list(task.frame["path"]), stores))
+        for task in tasks
+    }
     inputs |= {f"suite:{one.suite.name}": one.tracks.digest() for one in suites}
     inputs |= {f"model:{key}": embedder.digest() for key, embedder in comparison.embedders.items()}
     folder = locations.evaluation_folder(recipe)
