@@ -98,7 +98,7 @@ def run(
         "evaluate": recipe.evaluate.model_dump(mode="json", exclude=excluded),
         "window_seconds": recipe.embed.window_seconds,
         "models": {key: asdict(found) for key, found in comparison.models.items()},
-        "code": 3 if choosing else 2,
+        "code": 4 if suites else 3 if choosing else 2,
     }
     inputs = {f"task:{task.task.name}": task.digest() for task in tasks}
     stores = locations.root(recipe) / vector_store.FOLDER

@@ -31,10 +31,11 @@ PREDICTIONS = "predictions"
 
 @dataclass(frozen=True)
 class ChosenSuite:
-    """A suite and its tracks."""
+    """A suite and its tracks; ``look_alike``: they were made by ``ossicle scenes``, and compare with no paper's."""
 
     suite: Suite
     tracks: DearTracks
+    look_alike: bool = False
 
 
 @dataclass
@@ -68,7 +69,9 @@ def choose(recipe: Recipe) -> list[ChosenSuite]:
     found = []
     for name in suite_names(folder):
         if name in roots:
-            found.append(ChosenSuite(read_suite(name, folder), dear_table.read(roots[name])))
+            suite, tracks = read_suite(name, folder), dear_table.read(roots[name])
+            generated = artifact.is_finished(roots[name]) and artifact.read(roots[name]).kind == "scenes"
+            found.append(ChosenSuite(_generated(suite, tracks) if generated else suite, tracks, generated))
         elif name in recipe.evaluate.tasks:
             raise ConfigError(
                 f"suite {name!r} needs its audio", expected=f"a folder with {dear_table.TABLE}",
@@ -130,7 +133,8 @@ def score(
             )
         found.rows += made.rows
         found.differences += [{**asdict(one), "decided": one.decided} for one in made.differences]
-        found.tasks += [{**described(task, chosen.suite.licence), "suite": name} for task in tasks]
+        kind = {"suite": name, "look_alike": chosen.look_alike}
+        found.tasks += [{**described(task, chosen.suite.licence), **kind} for task in tasks]
         found.tasks.append(_mean_described(chosen, [asdict(clip) for clip in vectors.unusable]))
         found.vectors[name] = ClipVectors(vectors.tracks, vectors.unusable)
         found.frames[name] = pd.DataFrame(
@@ -152,5 +156,17 @@ def _mean_described(chosen: ChosenSuite, unusable: list[dict[str, Any]]) -> dict
         "metric": "mean of Matthews correlation and R2", "labelled": True, "clips": len(tracks.paths),
         "groups": len(tracks.paths), "unit": "track", "classes": {}, "folds": [0],
         "test_rows": int(tracks.held_out.sum()), "test_groups": int(tracks.held_out.sum()), "left_out": {},
-        "unusable": unusable, "suite": suite.name,
+        "unusable": unusable, "suite": suite.name, "look_alike": chosen.look_alike,
     }  # fmt: skip
+
+
+def _generated(suite: Suite, tracks: DearTracks) -> Suite:
+    """Return the suite as it is on tracks of ``ossicle scenes``."""
+    return suite.model_copy(
+        update={
+            "title": f"Look-alike of {suite.title}",
+            "about": f"{len(tracks.paths)} tracks of {tracks.seconds} s made by ossicle scenes, with the labels of "
+            f"{suite.name.upper()}: comparable with each other, not with published numbers.",
+            "licence": "of every source clip: licences.parquet of the scenes",
+        }
+    )

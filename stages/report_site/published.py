@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import ConfigError
 
@@ -62,6 +64,12 @@ def read(folder: Path) -> list[Published]:
                 f"{path} has other columns", expected=", ".join(names), got=", ".join(reader.fieldnames or ())
             )
         return [_checked(row, path, line) for line, row in enumerate(reader, start=2)]
+
+
+def comparable(papers: Sequence[Published], scores: Mapping[str, Any]) -> list[Published]:
+    """Return the rows that may stand beside these scores: none of a task whose sound is a look-alike's."""
+    ours = {task["name"] for task in scores.get("tasks", []) if task.get("look_alike")}
+    return [row for row in papers if row.task not in ours]
 
 
 def _checked(row: dict[str, str], path: Path, line: int) -> Published:

@@ -47,9 +47,12 @@ def write(evidence: Evidence, folder: Path, made_at: str) -> list[str]:
     papers = published.read(recipes.DATA_MANIFESTS)
     tasks = task_page.tasks(evidence)
     heard = wrong_clips.gather(evidence, folder)
-    pages = [overview.page(evidence, known, papers)]
+    comparable = published.comparable(papers, evidence.scores or {})
+    pages = [overview.page(evidence, known, comparable)]
     pages += [
-        task_page.page(evidence, task, known, papers, heard.sounds.get(task, ()), heard.about.get(task, ""))
+        task_page.page(
+            evidence, task, known, comparable, heard.sounds.get(task, ()), heard.about.get(task, "")
+        )
         for task in tasks
     ]
     pages += [run_page.page(evidence, subject) for subject in known.all]
