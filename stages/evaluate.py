@@ -8,6 +8,7 @@ The evaluation folder holds::
                        "umap": likewise, where the recipe asks for it
     predictions/<task>.parquet          row, group, truth, <model key>.<probe> of held-out rows
     seeds.md           runs of one network over their seeds: which is best, by how much, and whether beyond the spread
+    sounds.json        digests of what each task's clips sounded like: where one changed, nothing is reused
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ SCHEMA = "ossicle-evaluation/1"
 INT8_FILE = "student_s8s8.onnx"
 NEIGHBOURS = 10
 CLIPS_AT_LEAST = 5
-PREDICTIONS, SCORES, SEEDS = "predictions", "scores.json", "seeds.md"
+PREDICTIONS, SCORES, SEEDS, SOUNDS = "predictions", "scores.json", "seeds.md", "sounds.json"
 
 
 def run(
@@ -101,19 +102,16 @@ def run(
         "code": 4 if suites else 3 if choosing else 2,
     }
     inputs = {f"task:{task.task.name}": task.digest() for task in tasks}
-    stores = locations.root(recipe) / vector_store.FOLDER
-    # A task's digest is of its labels: the sound of a table's clips may change under the same names.
-    inputs |= {
-        f"audio:{task.task.name}": digest(audio_digests.digests(list(task.frame["path"]), stores))
-        for task in tasks
-    }
     inputs |= {f"suite:{one.suite.name}": one.tracks.digest() for one in suites}
     inputs |= {f"model:{key}": embedder.digest() for key, embedder in comparison.embedders.items()}
     folder = locations.evaluation_folder(recipe)
     if model is not None or manifest is not None:
         asked = digest({"model": model, "manifest": str(manifest), "label": label, "group": group})
         folder = folder.parent / f"{recipe.name}-{asked[:12]}"
-    if artifact.is_finished(folder, artifact.identity("evaluation", config, inputs)):
+    sounds = {task.task.name: [str(path) for path in task.frame["path"]] for task in tasks}
+    known = locations.root(recipe) / vector_store.FOLDER
+    finished = artifact.is_finished(folder, artifact.identity("evaluation", config, inputs))
+    if finished and audio_digests.unchanged(sounds, folder / SOUNDS, known):
         console.print(f"evaluate: reused {folder}")
         _compare_seeds(folder, json.loads((folder / SCORES).read_bytes()), comparison, console)
         return folder
@@ -121,6 +119,7 @@ def run(
     scores, projections = _evaluate(recipe, tasks, suites, comparison, folder, console)
     artifact.write_json(folder / SCORES, scores)
     artifact.write_json(folder / "projections.json", projections)
+    audio_digests.record(sounds, folder / SOUNDS, known)
     artifact.finish(folder, kind="evaluation", config=config, inputs=inputs, summary=_summary(scores))
     _print(scores, console)
     _compare_seeds(folder, scores, comparison, console)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -53,6 +55,33 @@ def digests(paths: Sequence[str], folder: Path) -> list[str]:
     if fresh:
         _write(folder / INDEX, {**_read(folder / INDEX), **fresh})
     return [_name(path, found) for path in paths]
+
+
+def record(sounds: Mapping[str, Sequence[str]], file: Path, folder: Path) -> None:
+    """Write to ``file`` what each task's clips sound like now; arguments as of :func:`unchanged`."""
+    artifact.write_json(file, {name: digests(paths, folder) for name, paths in sounds.items()})
+
+
+def unchanged(sounds: Mapping[str, Sequence[str]], file: Path, folder: Path) -> bool:
+    """Return whether every clip that is there sounds as ``file`` recorded; one that is gone has not changed.
+
+    Args:
+        sounds: task to the paths of its clips.
+        file: of :func:`record`; where it is absent or says nothing, everything has changed.
+        folder: as of :func:`digests`.
+    """
+    try:
+        recorded = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return not sounds
+    for name, paths in sounds.items():
+        before, now = recorded.get(name, []), digests(paths, folder)
+        if len(before) != len(now):
+            return False
+        for path, old, new in zip(paths, before, now, strict=True):
+            if old != new and os.path.lexists(_place(path)[0]):
+                return False
+    return True
 
 
 def _place(path: str) -> tuple[str, int | None]:
