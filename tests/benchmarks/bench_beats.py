@@ -28,7 +28,7 @@ SECONDS, RATE_HZ = 10, 16_000
 BATCH = 8
 SGEMM_SIZE = 2_048
 FBANK_CLIPS = 64
-EMBED_FILES, EMBED_SHARD_ROWS, EMBED_REPEATS = 32, 8, 2
+EMBED_FILES, EMBED_SHARD_ROWS, EMBED_REPEATS = 64, 8, 2
 
 
 def rows(names: Collection[str]) -> Iterable[Row]:
@@ -232,7 +232,6 @@ def _embed_row() -> Row:
 
     config = TeacherConfig(name=WARM, batch_size=BATCH)
     bench_embed.register_warm()
-    bare, embed = [], []
     with tempfile.TemporaryDirectory() as scratch:
         clips = ten_second_clips(Path(scratch) / "audio", EMBED_FILES)
         changes = {
@@ -240,16 +239,6 @@ def _embed_row() -> Row:
             "embed__views__mixes": 0,
             "embed__views__textures": 0,
         }
-        run, workers, count = bench_embed.corpus(
-            Path(scratch), config, clips, shard_rows=EMBED_SHARD_ROWS, **changes
-        )
-        for repeat in range(EMBED_REPEATS):
-            bare.append(bench_embed.bare_rate(config, workers, count))
-            embed.append(run(repeat))
-    ours, theirs = max(s.per_second for s in embed), max(s.per_second for s in bare)
-    our_ms, their_ms = min(s.cpu_ms for s in embed), min(s.cpu_ms for s in bare)
-    detail = (
-        f"{ours:.2f} of {theirs:.2f} windows of 10 s a second ({ours / theirs:.3f} x) by {workers} processes; "
-        f"CPU {our_ms:.0f} and {their_ms:.0f} ms a window ({their_ms / our_ms:.3f} x); random weights"
-    )
-    return Row.at_least("embed_rate_beats", min(ours / theirs, their_ms / our_ms), 0.95, detail=detail)
+        measured = bench_embed.corpus(Path(scratch), config, clips, shard_rows=EMBED_SHARD_ROWS, **changes)
+        value, detail = bench_embed.against_bare(config, *measured, EMBED_REPEATS)
+    return Row.at_least("embed_rate_beats", value, 0.95, detail=f"{detail} of 10 s; random weights")
