@@ -92,13 +92,18 @@ def running(folder: Path, packages: tuple[str, ...] = ("numpy", "onnxruntime")) 
         server = asyncio.run_coroutine_threadsafe(listen(), loop).result(30)
         board.host = f"ssh://{USER}@127.0.0.1:{server.get_port()}"
         yield board
-        server.close()
-        asyncio.run_coroutine_threadsafe(server.wait_closed(), loop).result(30)
+        asyncio.run_coroutine_threadsafe(_closed(server), loop).result(30)
     finally:
         asyncio.run_coroutine_threadsafe(_settled(), loop).result(30)
         loop.call_soon_threadsafe(loop.stop)
         thread.join(30)
         loop.close()
+
+
+async def _closed(server: asyncssh.SSHAcceptor) -> None:
+    """Close the server in its own loop: from another thread a connection's end can come between."""
+    server.close()
+    await server.wait_closed()
 
 
 async def _settled() -> None:
