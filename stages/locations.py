@@ -18,10 +18,12 @@ from pipeline.store.commits import finished_arrays, read_marker
 from pipeline.store.location import Place, below, is_url
 from pipeline.students.checkpoint_file import content_digest
 
+# Revision of how int8 files are written: those of before are made again.
+INT8_CODE = 2
 # What of ``[export]`` the trained int8 graph depends on.
 QAT_EXPORT_KEYS = frozenset({
     "opset", "calibration_clips", "calibration", "calibration_draw", "calibration_clusters", "calibration_seed",
-    "per_channel", "int8_ops", "equalisation", "classifier",
+    "per_channel", "int8_ops", "equalisation", "bias_correction", "deploy_form", "classifier",
 })  # fmt: skip
 
 
@@ -200,7 +202,8 @@ def qat_config(run: Run) -> dict[str, Any]:
     """Return what a run's quantisation-aware fine-tuning depends on, its inputs apart."""
     recipe = run.recipe
     export = {name: value for name, value in recipe.export.counted().items() if name in QAT_EXPORT_KEYS}
-    return {"qat": recipe.qat.counted(), "export": export, "augment": recipe.augment.counted(), "code": 1}
+    code = INT8_CODE + _deploy_form(recipe)
+    return {"qat": recipe.qat.counted(), "export": export, "augment": recipe.augment.counted(), "code": code}
 
 
 def qat_inputs(run: Run) -> dict[str, str]:
@@ -217,10 +220,15 @@ def qat_folder(run: Run) -> Path:
 
 def export_config(run: Run) -> dict[str, Any]:
     """Return what an export depends on, its run apart."""
-    export, code = run.recipe.export, 1
-    if export.int8 and export.deploy_form:
-        code += DEPLOY_FORMS.get(run.recipe.student.name, 0)
+    export = run.recipe.export
+    code = (INT8_CODE if export.int8 else 1) + _deploy_form(run.recipe)
     return {"export": export.counted(), "code": code}
+
+
+def _deploy_form(recipe: Recipe) -> int:
+    """Return the revision of the graph that int8 is made from, 0 for the student's own."""
+    export = recipe.export
+    return DEPLOY_FORMS.get(recipe.student.name, 0) if export.int8 and export.deploy_form else 0
 
 
 def export_inputs(run: Run) -> dict[str, str]:

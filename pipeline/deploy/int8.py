@@ -15,6 +15,7 @@ from jaxtyping import Float
 from pipeline import artifact
 from pipeline.config import ExportConfig
 from pipeline.deploy import metadata as metadata_props
+from pipeline.deploy import portable_steps
 from pipeline.deploy.bias_correction import correct
 from pipeline.deploy.calibration import CalibrationRows
 from pipeline.deploy.fidelity import Judge, embed_rows
@@ -121,12 +122,16 @@ def quantise(
         work = Path(scratch)
         calibrated = calibrate(fp32, work, rows.calibration, config)
         calibrated, plan = _chosen(calibrated, work, rows, fp32, config)
+        calibrated = portable_steps.made_portable(
+            calibrated, work, plan.ops, plan.keep_float, int16=plan.int16
+        )
         judge = Judge(fp32, rows.held_out, rows.labelled)
         found = []
         for precision in PRECISIONS:
             target = folder / f"student_{precision}.onnx"
             with artifact.replacing(target) as temporary:
                 write_quantised(calibrated, temporary, precision, plan.ops, plan.keep_float, int16=plan.int16)
+                portable_steps.settle_file(temporary)
                 extra = {**metadata.extra, **_described(plan, rows, config)}
                 metadata_props.embed(
                     temporary, replace(metadata, precision=precision, extra=extra).properties()

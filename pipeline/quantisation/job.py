@@ -33,7 +33,6 @@ from pipeline.quantisation.graph import QuantisedGraph
 from pipeline.quantisation.objective import BesideFloat, QatObjective
 from pipeline.store.combination import Combination
 from pipeline.store.reader import StoreReader
-from pipeline.students.classifier import WithClassifier, read_classifier
 from pipeline.students.normalised import NormalisedStudent
 from pipeline.students.saved import SavedStudent, load_student, read_description
 from pipeline.training.collapse import warn_if_collapsed
@@ -124,10 +123,7 @@ def _given(job: QatJob) -> _Given:
         teacher = Combination.of(recipe.targets, job.inputs)
     reader = StoreReader(job.store, frontend=job.inputs["frontend"], teacher=teacher)
     rows = rows_for(reader, recipe.export)
-    written: nn.Module = student
-    if recipe.export.classifier:
-        written = WithClassifier(student, read_classifier(job.source, student.embedding_dim)[0]).eval()
-    template, floats = start.graph(job.folder, written, description, rows, recipe.export)
+    template, floats = start.graph(job.folder, job.source, student, description, rows, recipe.export)
     graph = QuantisedGraph(template, floats)
     return _Given(student, description, reader, rows, read_held_out(reader), template, graph)
 
@@ -284,7 +280,7 @@ def _write(job: QatJob, template: onnx.ModelProto, graph: QuantisedGraph, descri
         "calibration": "trained", "int8_method": "qat", "int8_ops": settings.int8_ops, "kept_float": "[]",
         "per_channel": str(settings.per_channel).lower(),
     }  # fmt: skip
-    signed = writer.signed_model(template, graph)
+    signed = writer.portable_model(template, graph)
     for path, precision, model in (
         (job.folder / S8S8, "s8s8", signed),
         (job.folder / U8S8, "u8s8", writer.unsigned_model(signed)),

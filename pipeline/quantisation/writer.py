@@ -2,14 +2,37 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
 from torch import Tensor
 
+from pipeline.deploy import portable_steps
 from pipeline.quantisation.fake_quantise import bias_levels
 from pipeline.quantisation.graph import PAIR, QuantisedGraph, is_weight, key
+
+
+@torch.no_grad()
+def portable_model(template: onnx.ModelProto, graph: QuantisedGraph) -> onnx.ModelProto:
+    """Return ``signed_model`` with steps on which every processor rounds alike; ``graph`` gets them too.
+
+    Args:
+        template: the Q/DQ model that ``graph`` was made of (S8S8).
+        graph: trained; some of its steps become larger by 0.006 to 6 %.
+    """
+    model = signed_model(template, graph)
+    for _ in range(portable_steps.ROUNDS):
+        wanted = portable_steps.portable_steps(model)
+        for name, step in wanted.items():
+            graph.log_steps[key(name)].fill_(math.log(step))
+        if not wanted:
+            break
+        model = signed_model(template, graph)
+    portable_steps.settle(model)
+    return model
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pipeline.config import ExportConfig
 from pipeline.deploy.int8_graph import calibrate, write_quantised
 from pipeline.deploy.onnx_export import export_student
+from pipeline.deploy.portable_steps import portable_steps
 from pipeline.deploy.sessions import open_session, run_session
 from pipeline.errors import OssicleError
 from pipeline.quantisation import writer
@@ -165,6 +166,25 @@ def test_a_trained_file_gives_what_was_trained_to_one_step(
     assert np.abs(got - want).max() <= 1.01 * last_step(signed)
     untrained = run_session(open_session(start.path), log_mels)
     assert np.abs(got - untrained).max() > 3 * last_step(signed)
+
+
+def test_a_portable_file_gives_what_its_graph_gives_and_is_close_to_what_was_trained(
+    start: Start, log_mels: np.ndarray, tmp_path: Path
+) -> None:
+    graph = moved(start.graph())
+    trained = in_torch(graph, log_mels)
+    model = writer.portable_model(start.model, graph)
+    assert portable_steps(model) == {}
+    assert portable_steps(writer.signed_model(start.model, moved(start.graph())))
+    got = run_session(open_session(save(model, tmp_path / "s8s8.onnx")), log_mels)
+    step = last_step(model)
+    assert np.abs(got - in_torch(graph, log_mels)).max() <= 1.01 * step
+    assert np.abs(got - trained).max() <= 4 * step
+    found = initializers(model)
+    for bias in graph.bias_of.values():
+        np.testing.assert_allclose(
+            found[bias.stored_step], found[bias.input_step] * found[bias.weight_step], rtol=3e-6
+        )
 
 
 def test_the_unsigned_file_gives_the_same_numbers(start: Start, log_mels: np.ndarray, tmp_path: Path) -> None:

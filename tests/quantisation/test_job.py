@@ -13,10 +13,17 @@ from onnx import numpy_helper
 
 from pipeline import artifact
 from pipeline import recipe as recipes
+from pipeline.deploy import int8
 from pipeline.deploy import metadata as metadata_props
+from pipeline.deploy.calibration import rows_for
+from pipeline.deploy.fidelity import embed_rows
+from pipeline.deploy.metadata import ExportMetadata
+from pipeline.deploy.parity import centred_cosine
 from pipeline.errors import ConfigError
 from pipeline.quantisation import start
 from pipeline.quantisation.job import QatJob, augment_config, run_qat, train_config
+from pipeline.store.reader import StoreReader
+from pipeline.students.saved import read_description
 from pipeline.training.loop import TrainingStopped
 from pipeline.training.metrics import read_metrics
 from tests.quantisation.small_run import SmallRun, killed_at, stretch, trained_run
@@ -55,7 +62,7 @@ def test_training_mends_what_calibration_spoils(small: SmallRun, tmp_path: Path)
     """With the float32 student as its only target, the way back to it gets shorter, in the file too."""
     changes = {
         "qat.steps": 60, "qat.validate_every": 20, "qat.teacher_weight": 0, "qat.learning_rate": 2e-3,
-        "qat.augment": "none", "export.per_channel": False,
+        "qat.augment": "none", "export.per_channel": False, "export.bias_correction": False,
     }  # fmt: skip
     done = run_qat(small.job(tmp_path / "qat", **changes))
     before, after = done.summary["before"], done.summary["after"]
@@ -90,6 +97,27 @@ def test_it_follows_the_teacher_and_says_what_came_of_it(whole: tuple[QatJob, ar
     assert all(trained[name] != calibrated[name] for name in scales)
     kernels = [name for name in trained if name.endswith("weight_quantized")]
     assert any(trained[name] != calibrated[name] for name in kernels)
+
+
+def test_it_starts_at_what_calibration_alone_would_ship(
+    small: SmallRun, whole: tuple[QatJob, artifact.Artifact], tmp_path: Path
+) -> None:
+    """Biases corrected: what training gains is told from there."""
+    job, _ = whole
+    settings = job.run.recipe.export
+    rows = rows_for(
+        StoreReader(small.store, frontend=job.inputs["frontend"], teacher=job.inputs["teacher"]), settings
+    )
+    begun = embed_rows(job.folder / start.INT8, rows.held_out)
+    cosines = {}
+    for corrected in (True, False):
+        config = settings.model_copy(update={"int8_min_cosine": 0.0, "bias_correction": corrected})
+        metadata = ExportMetadata(read_description(small.folder).frontend)
+        int8.quantise(job.folder / start.FLOAT, tmp_path, rows=rows, config=config, metadata=metadata)
+        cosines[corrected] = centred_cosine(begun, embed_rows(tmp_path / "student_s8s8.onnx", rows.held_out))
+    # Not one: steps are made portable when a file is shipped.
+    assert cosines[True] > 0.99
+    assert cosines[True] > cosines[False] + 0.01
 
 
 def test_it_starts_at_the_heads_that_the_run_trained(
