@@ -57,6 +57,10 @@ class ManifestError(OssicleError, ValueError):
     """A manifest is missing a column, leaks between splits, or names a path outside its root."""
 
 
+class NothingToTellApartError(ManifestError):
+    """A split of a task has one class, one value or no row, or tests a class that it does not train."""
+
+
 class Hdf5Error(OssicleError, ValueError):
     """An HDF5 file is damaged, not of the layout expected, or claims what it does not hold."""
 

@@ -14,13 +14,14 @@ from rich.progress import Progress
 from pipeline import artifact
 from pipeline import recipe as recipes
 from pipeline.config import Recipe
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, NothingToTellApartError
 from pipeline.evaluation import dear_table, probe_answers, vector_store
 from pipeline.evaluation.clip_vectors import ClipVectors
 from pipeline.evaluation.comparison import Comparison
 from pipeline.evaluation.dear_table import DearTracks
 from pipeline.evaluation.scoring import Score
 from pipeline.evaluation.split_scoring import described, heard_tasks, score_split_tasks
+from pipeline.evaluation.split_task import SplitTask
 from pipeline.evaluation.suite import Suite, read_suite, suite_names
 from pipeline.evaluation.track_vectors import embed_tracks
 from stages import locations
@@ -108,7 +109,9 @@ def score(
     found = SuiteScores()
     for chosen in suites:
         name, tracks = chosen.suite.name, chosen.tracks
-        tasks = dear_table.tasks(tracks, name)
+        tasks, without = posed_tasks(chosen)
+        for title, error in without.items():
+            console.print(f"evaluate: {name}: {title} is left out: {error.problem}")
         bar = progress.add_task(f"evaluate {name}: tracks", total=len(tracks.paths))
         vectors = embed_tracks(
             tracks.paths, tracks.audio_digests, tracks.seconds, comparison.embedders,
@@ -135,7 +138,9 @@ def score(
         found.differences += [{**asdict(one), "decided": one.decided} for one in made.differences]
         kind = {"suite": name, "look_alike": chosen.look_alike}
         found.tasks += [{**described(task, chosen.suite.licence), **kind} for task in tasks]
-        found.tasks.append(_mean_described(chosen, [asdict(clip) for clip in vectors.unusable]))
+        found.tasks.append(
+            _mean_described(chosen, list(without), [asdict(clip) for clip in vectors.unusable])
+        )
         found.vectors[name] = ClipVectors(vectors.tracks, vectors.unusable)
         found.frames[name] = pd.DataFrame(
             {"clip_id": tracks.ids, "label": tracks.cells["environmentClass"]}
@@ -149,10 +154,30 @@ def score(
     return found
 
 
-def _mean_described(chosen: ChosenSuite, unusable: list[dict[str, Any]]) -> dict[str, Any]:
+def posed_tasks(chosen: ChosenSuite) -> tuple[list[SplitTask], dict[str, NothingToTellApartError]]:
+    """Return the suite's tasks; of generated scenes those that their settings pose, and by title why not the others.
+
+    Raises:
+        ManifestError: a label is impossible; a task has nothing to tell apart, and these are no generated scenes
+            (a mean is comparable with published ones only where it is over all tasks), or none has.
+    """
+    if not chosen.look_alike:
+        return dear_table.tasks(chosen.tracks, chosen.suite.name), {}
+    tasks, without = dear_table.possible_tasks(chosen.tracks, chosen.suite.name)
+    if not tasks:
+        raise next(iter(without.values()))
+    return tasks, without
+
+
+def _mean_described(
+    chosen: ChosenSuite, without: list[str], unusable: list[dict[str, Any]]
+) -> dict[str, Any]:
     suite, tracks = chosen.suite, chosen.tracks
+    about = (
+        suite.about if not without else f"{suite.about} Without {', '.join(without)}: nothing to tell apart."
+    )
     return {
-        "name": suite.name, "title": suite.title, "about": suite.about, "licence": suite.licence,
+        "name": suite.name, "title": suite.title, "about": about, "licence": suite.licence,
         "metric": "mean of Matthews correlation and R2", "labelled": True, "clips": len(tracks.paths),
         "groups": len(tracks.paths), "unit": "track", "classes": {}, "folds": [0],
         "test_rows": int(tracks.held_out.sum()), "test_groups": int(tracks.held_out.sum()), "left_out": {},

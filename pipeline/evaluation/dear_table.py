@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -20,20 +20,25 @@ from jaxtyping import Bool, Float
 
 from pipeline import artifact, config
 from pipeline.audio.tables import csv_rows
-from pipeline.errors import ManifestError, MissingArtifactError
+from pipeline.errors import ManifestError, MissingArtifactError, NothingToTellApartError
 from pipeline.evaluation.split_task import SplitTask
 
 TABLE, AUDIO = "DEAR_metadata.csv", "files"
 DEVELOPMENT, TEST = "development", "test"
 SPEECH, NO_SPEECH = "speech", "no speech"
+RT60_COLUMN = "targetRT60"
 TRACK_COLUMNS = (
-    "environmentClass", "indoorOrOutdoor", "stationaryOrTransientNoise", "nTargets", "targetRT60", "targetDRR",
+    "environmentClass", "indoorOrOutdoor", "stationaryOrTransientNoise", "nTargets", RT60_COLUMN, "targetDRR",
 )  # fmt: skip
 SNR_COLUMN, ACTIVE_COLUMN = "targetSNR", "nTargetsActive"
 CLASS_TASKS = (
     ("environment", "Environment", "environmentClass"),
     ("indoor_outdoor", "Indoor or outdoor", "indoorOrOutdoor"),
     ("stationary_transient", "Stationary or transient noise", "stationaryOrTransientNoise"),
+)
+ONE_TARGET_TASKS = (
+    ("drr", "DRR", "Direct-to-reverberant ratio of the one target speaker, dB.", "targetDRR"),
+    ("rt60", "RT60", "Natural logarithm of the reverberation time in seconds.", RT60_COLUMN),
 )
 TASKS = (
     "environment", "indoor_outdoor", "stationary_transient",
@@ -124,13 +129,40 @@ def tasks(tracks: DearTracks, prefix: str = "dear") -> list[SplitTask]:
     """Return the eight tasks, ``<prefix>_environment`` ... ``<prefix>_snr``.
 
     Raises:
-        ManifestError: a label is impossible, or a split of a task has nothing to tell apart.
+        NothingToTellApartError: a split of a task has one class or no row.
+        ManifestError: a label is impossible.
     """
-    found = [_class_task(tracks, prefix, *which) for which in CLASS_TASKS]
-    found += [_speech_present(tracks, prefix), _speakers_active(tracks, prefix)]
-    found += _one_target(tracks, prefix)
-    found.append(_snr(tracks, prefix))
-    return found
+    return [build() for build in _builders(tracks, prefix).values()]
+
+
+def possible_tasks(
+    tracks: DearTracks, prefix: str = "dear"
+) -> tuple[list[SplitTask], dict[str, NothingToTellApartError]]:
+    """Return those of the eight tasks that these tracks pose, and by title why not the others.
+
+    Scenes that are all indoors, say, have nothing to tell of indoor and outdoor.
+
+    Raises:
+        ManifestError: a label is impossible.
+    """
+    found, impossible = list[SplitTask](), dict[str, NothingToTellApartError]()
+    for title, build in _builders(tracks, prefix).items():
+        try:
+            found.append(build())
+        except NothingToTellApartError as error:
+            impossible[title] = error
+    return found, impossible
+
+
+def _builders(tracks: DearTracks, prefix: str) -> dict[str, Callable[[], SplitTask]]:
+    """Return what makes each task, by its title, in DEAR's order."""
+    return {
+        **{which[1]: partial(_class_task, tracks, prefix, *which) for which in CLASS_TASKS},
+        "Speech present": partial(_speech_present, tracks, prefix),
+        "Speakers active": partial(_speakers_active, tracks, prefix),
+        **{which[1]: partial(_one_target, tracks, prefix, *which) for which in ONE_TARGET_TASKS},
+        "SNR": partial(_snr, tracks, prefix),
+    }
 
 
 def number(text: str, column: str, track: str) -> float:
@@ -183,31 +215,27 @@ def _snr(tracks: DearTracks, prefix: str) -> SplitTask:
     return _second_task(tracks, f"{prefix}_snr", "SNR", about, "r2", np.isfinite(values), values)
 
 
-def _one_target(tracks: DearTracks, prefix: str) -> list[SplitTask]:
-    """Return DRR and RT60: tracks with one target speaker, seconds in which that speaker is known to be active."""
-    targets, drr_db, rt60_seconds = (
-        np.array([number(t, column, i) for t, i in zip(tracks.cells[column], tracks.ids, strict=True)])
-        for column in ("nTargets", "targetDRR", "targetRT60")
+def _one_target(tracks: DearTracks, prefix: str, name: str, title: str, about: str, column: str) -> SplitTask:
+    """Return DRR or RT60: tracks with one target speaker, seconds in which that speaker is known to be active."""
+    targets, values = (
+        np.array([number(t, each, i) for t, i in zip(tracks.cells[each], tracks.ids, strict=True)])
+        for each in ("nTargets", column)
     )
     # Comparisons with NaN are false, so that an unknown number of speakers is neither one nor active.
     alone = (targets[:, None] == 1) & (tracks.active >= 1)
-    wrong = np.flatnonzero((targets == 1) & (rt60_seconds <= 0))
-    if len(wrong):
-        raise ManifestError(
-            f"{TABLE}: targetRT60 of track {tracks.ids[wrong[0]]} has no logarithm", expected="seconds > 0",
-            got=rt60_seconds[wrong[0]],
-        )  # fmt: skip
-    log_rt60 = np.log(np.where(rt60_seconds > 0, rt60_seconds, np.nan))
-    found = []
-    for name, title, about, values in (
-        ("drr", "DRR", "Direct-to-reverberant ratio of the one target speaker, dB.", drr_db),
-        ("rt60", "RT60", "Natural logarithm of the reverberation time in seconds.", log_rt60),
-    ):
-        kept = (alone & np.isfinite(values)[:, None]).ravel()
-        about = f"{about} Seconds in which that speaker is active."
-        truth = np.repeat(values, tracks.seconds)
-        found.append(_second_task(tracks, f"{prefix}_{name}", title, about, "r2", kept, truth))
-    return found
+    if column == RT60_COLUMN:
+        wrong = np.flatnonzero((targets == 1) & (values <= 0))
+        if len(wrong):
+            raise ManifestError(
+                f"{TABLE}: {column} of track {tracks.ids[wrong[0]]} has no logarithm", expected="seconds > 0",
+                got=values[wrong[0]],
+            )  # fmt: skip
+        values = np.log(np.where(values > 0, values, np.nan))
+    kept = (alone & np.isfinite(values)[:, None]).ravel()
+    about = f"{about} Seconds in which that speaker is active."
+    return _second_task(
+        tracks, f"{prefix}_{name}", title, about, "r2", kept, np.repeat(values, tracks.seconds)
+    )
 
 
 def _second_task(

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Int, Shaped
 
-from pipeline.errors import ManifestError
+from pipeline.errors import ManifestError, NothingToTellApartError
 from pipeline.evaluation import metrics
 
 Unit = Literal["track", "second"]
@@ -60,13 +60,13 @@ class SplitTask:
             raise ManifestError(f"task {self.name!r}: a track is in both splits", got=str(both[0]))
         for split, inside in (("development", ~self.held_out), ("test", self.held_out)):
             if len(np.unique(self.truth[inside])) < 2:
-                raise ManifestError(
+                raise NothingToTellApartError(
                     f"task {self.name!r}: the {split} split has nothing to tell apart",
                     expected="two different labels or more", got=f"{int(inside.sum())} rows",
                 )  # fmt: skip
         unknown = np.setdiff1d(self.truth[self.held_out], self.truth[~self.held_out])
         if metrics.find(self.metric).kind == "classes" and len(unknown):
-            raise ManifestError(
+            raise NothingToTellApartError(
                 f"task {self.name!r}: the test split has a class that development lacks", got=str(unknown[0])
             )
 

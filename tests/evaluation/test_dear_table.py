@@ -164,6 +164,12 @@ def test_a_task_of_one_class_or_of_tracks_in_both_splits_is_refused(tmp_path: Pa
             row["indoorOrOutdoor"] = "indoor"
     with pytest.raises(ManifestError, match="test split has nothing to tell apart"):
         tasks(tmp_path, rows)
+    read = dear_table.read(dear.write_table(tmp_path, rows))
+    found, impossible = dear_table.possible_tasks(read)
+    assert list(impossible) == ["Indoor or outdoor"]
+    assert [task.name for task in found] == [
+        f"dear_{name}" for name in dear_table.TASKS if name != "indoor_outdoor"
+    ]
     values = np.array(["a", "b", "a", "b"])
     places = np.arange(4)
     with pytest.raises(ManifestError, match="in both splits"):
