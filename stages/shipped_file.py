@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from pipeline.artifact import Artifact
@@ -29,7 +28,7 @@ def choose(export: Artifact, costs: Sequence[Mapping[str, Any]]) -> tuple[str, s
     files = _files(export, _parity(export), counted)
     if len(files) == 1:
         return FP32, "nothing else was exported"
-    verdict = decide(files, _limits(export))
+    verdict = decide(files, Limits.of_export(export.config.get("export", {})))
     by = next((cpu for cpu in (TARGET_CPU, *sorted(verdict.ship)) if cpu in verdict.ship), BY_SIZE)
     shipped = next(one for one in files if one.precision == verdict.ship[by])
     what = "bytes" if by == BY_SIZE else f"executed instructions on an emulated {by}"
@@ -48,7 +47,7 @@ def losses(export: Artifact) -> list[str]:
     # An export from before there was a verdict is told by its costs alone.
     if "shipping" not in parity:
         return []
-    limits = _limits(export)
+    limits = Limits.of_export(export.config.get("export", {}))
     return [why for one in _files(export, parity) if one.precision == "s8s8" for why in one.losses(limits)]
 
 
@@ -75,11 +74,3 @@ def _files(
                 )
             )  # fmt: skip
     return files
-
-
-def _limits(export: Artifact) -> Limits:
-    settings = export.config.get("export", {})
-    limits = Limits(min_cosine=settings.get("int8_min_cosine", Limits.min_cosine))
-    if settings.get("int8_max_overlap_loss") is not None:
-        limits = replace(limits, min_overlap=1 - settings["int8_max_overlap_loss"])
-    return limits

@@ -196,10 +196,7 @@ def _verdict(job: Job, found: list[int8.Quantised]) -> dict[str, Any]:
         for one in found
         if one.precision == "s8s8"  # the other is for timing on x86
     ]
-    limits = Limits(min_cosine=job.settings.int8_min_cosine)
-    if job.settings.int8_max_overlap_loss is not None:
-        limits = replace(limits, min_overlap=1 - job.settings.int8_max_overlap_loss)
-    return decide(files, limits).as_json()
+    return decide(files, Limits.of_export(job.settings.model_dump())).as_json()
 
 
 def _same_answers(path: Path, fp32: Path, log_mels: Float[np.ndarray, "rows 1 mels frames"]) -> float:

@@ -25,6 +25,14 @@ class Limits:
     min_overlap: float = 0.97
     max_probe_drop: float = 0.005
 
+    @classmethod
+    def of_export(cls, settings: Mapping[str, Any]) -> Limits:
+        """Return the limits that ``[export]`` asks for, given as plain values."""
+        loss = settings.get("int8_max_overlap_loss")
+        return cls(
+            settings.get("int8_min_cosine", cls.min_cosine), cls.min_overlap if loss is None else 1 - loss
+        )
+
 
 @dataclass(frozen=True)
 class FileFigures:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 LEVEL = 0.95
 WEIGHTS_AT_ONCE = 4_000_000
@@ -39,9 +39,11 @@ def interval(
     return bounds(means)
 
 
-def bounds(means: np.ndarray) -> tuple[float, float]:
-    """Return the middle 95 % of the draws; NaN draws are left out."""
-    low, high = np.nanquantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+def bounds(drawn: Float[np.ndarray, " resamples"]) -> tuple[float, float]:
+    """Return the middle 95 % of the draws; NaN draws are left out, and of no others it is (nan, nan)."""
+    if np.isnan(drawn).all():
+        return float("nan"), float("nan")
+    low, high = np.nanquantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 

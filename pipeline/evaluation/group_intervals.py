@@ -14,7 +14,7 @@ from jaxtyping import Float, Shaped
 
 from pipeline.errors import OssicleError
 from pipeline.evaluation import metrics
-from pipeline.evaluation.bootstrap import LEVEL
+from pipeline.evaluation.bootstrap import bounds
 
 Rows = Shaped[np.ndarray, "rows ..."]
 
@@ -83,14 +83,6 @@ def draws(
     np.add.at(sums, group_of, rows)
     with np.errstate(invalid="ignore", divide="ignore"):
         return of_sums(weights @ sums)
-
-
-def bounds(values: Float[np.ndarray, " resamples"]) -> tuple[float, float]:
-    """Return the 95 % percentile interval of draws; undefined ones are left out."""
-    if np.isnan(values).all():
-        return float("nan"), float("nan")
-    low, high = np.nanquantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
 
 
 def _class_sums(

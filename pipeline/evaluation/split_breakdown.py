@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Shaped
 from sklearn.metrics import confusion_matrix
 
-from pipeline.evaluation import group_intervals, metrics
+from pipeline.evaluation import bootstrap, group_intervals, metrics
 from pipeline.evaluation.split_task import SplitTask
 
 
@@ -72,5 +72,5 @@ def confusion(task: SplitTask, prediction: Shaped[np.ndarray, " test"]) -> dict[
 
 
 def _row(name: str, rows: int, value: float, drawn: np.ndarray, seen: bool) -> dict[str, Any]:
-    low, high = group_intervals.bounds(drawn)
+    low, high = bootstrap.bounds(drawn)
     return {"condition": name, "rows": rows, "score": value, "low": low, "high": high, "seen": seen}

@@ -13,7 +13,7 @@ import pandas as pd
 from pipeline import config
 from pipeline.config import EvaluateConfig
 from pipeline.errors import OssicleError
-from pipeline.evaluation import group_intervals, metrics, significance
+from pipeline.evaluation import bootstrap, group_intervals, metrics, significance
 from pipeline.evaluation.probes import PROBES
 from pipeline.evaluation.scoring import TEACHER, Difference, Model, Score
 from pipeline.evaluation.split_answers import SplitAnswers
@@ -155,7 +155,7 @@ def _row(
     development_score: float | None = None,
     at_edge: bool = False,
 ) -> Score:
-    low, high = group_intervals.bounds(drawn)
+    low, high = bootstrap.bounds(drawn)
     return Score(
         model.key, model.role, model.name, model.label, model.seed, model.floor, task, probe, value, low, high,
         [value], strength, development_score, at_edge,
@@ -177,7 +177,7 @@ def _differences(
                 for model in keys[place + 1 :]:
                     ours, theirs = (model, task, probe), (reference, task, probe)
                     apart = drawn[ours] - drawn[theirs]
-                    low, high = group_intervals.bounds(apart)
+                    low, high = bootstrap.bounds(apart)
                     difference, p_value = values[ours] - values[theirs], significance.p_value(apart)
                     found.append(Difference(task, probe, model, reference, difference, low, high, p_value))
     return found

@@ -8,7 +8,7 @@ from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
 from pipeline.errors import ConfigError, OssicleError
-from pipeline.evaluation import group_intervals, metrics
+from pipeline.evaluation import bootstrap, group_intervals, metrics
 
 GENERATOR = np.random.default_rng(7)
 ROWS, GROUPS = 60, 12
@@ -95,7 +95,7 @@ def test_a_draw_that_leaves_nothing_to_tell_apart_has_no_value() -> None:
     )
     assert np.isnan(drawn).any()
     assert (drawn[~np.isnan(drawn)] == 1).all()
-    assert group_intervals.bounds(drawn) == (1.0, 1.0)
+    assert bootstrap.bounds(drawn) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize(
