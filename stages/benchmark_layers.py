@@ -63,7 +63,7 @@ def _count(breakdowns: dict[Model, list[Layer]], cpu: str, cache: Path | None) -
                 model.row["not_measured"][f"layers {cpu}"] = reason(error)
             else:
                 breakdowns[model] = [
-                    replace(layer, instructions=counts[layer.index]) for layer in breakdowns[model]
+                    replace(layer, instructions=counts[layer.place]) for layer in breakdowns[model]
                 ]
 
 

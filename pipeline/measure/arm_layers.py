@@ -32,8 +32,8 @@ class LayerCounts:
 
     Attributes:
         cpu: a name of ``arm_root.CPUS``.
-        by_layer: of each node of ``graph_profile.executed_graph``, in its order, the profiler's own work taken off; 0
-            where it did not run by itself.
+        by_layer: of each node of the optimised graph as it is written (``ExecutedNode.place``), the profiler's own
+            work taken off; 0 where it did not run by itself.
         rearranging: of nodes that only this processor's graph has: changes of the layout in memory.
         profiler: taken off each node.
         nodes: nodes that ran there.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,7 @@ class ExecutedNode:
         name: as the exporter, the quantiser or a fusion called it.
         parameters: weights and biases among the constants; scales and zero points are none.
         microseconds: time in each profiled run, on this machine.
+        place: of the node in the file of the optimised graph, whose order need not be the one it ran in.
     """
 
     op: str
@@ -87,6 +88,7 @@ class ExecutedNode:
     name: str = ""
     parameters: int = 0
     microseconds: tuple[float, ...] = ()
+    place: int = 0
 
 
 @dataclass(frozen=True)
@@ -125,8 +127,12 @@ def executed_graph(
         first.setdefault(key, event)
         times.setdefault(key, []).append(float(event["dur"]))
     counted: set[str] = set()
+    places = {key: place for place, key in enumerate(names)}
     nodes = tuple(
-        _node(by_name[key], names[key], event["args"], constants, counted, tuple(times[key]))
+        replace(
+            _node(by_name[key], names[key], event["args"], constants, counted, tuple(times[key])),
+            place=places[key],
+        )
         for key, event in first.items()
     )
     dtype = {np.dtype("float32"): "float"}.get(value.dtype, value.dtype.name)

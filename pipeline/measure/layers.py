@@ -32,6 +32,7 @@ class Layer:
         live_bytes: activations in memory while it runs.
         time_share: of the sum over all nodes: median of ``RUNS`` profiled runs on this x86.
         instructions: executed by it on the emulated processor; None where that was not counted.
+        place: in the file of the optimised graph, by which instructions are counted.
     """
 
     index: int
@@ -44,6 +45,7 @@ class Layer:
     live_bytes: int
     time_share: float
     instructions: int | None = None
+    place: int = 0
 
     @property
     def label(self) -> str:
@@ -77,6 +79,7 @@ def layers_of(graph: ExecutedGraph) -> list[Layer]:
             parameters=node.parameters,
             live_bytes=live[index],
             time_share=times[index] / total,
+            place=node.place,
         )
         for index, node in enumerate(graph.nodes)
     ]  # fmt: skip
