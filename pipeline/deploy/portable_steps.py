@@ -29,8 +29,10 @@ ROUNDED_IN_FLOAT, SUMMED = ("Mul", "Add"), ("ReduceMean", "ReduceSum")
 # Of the magnitudes that are added: float32's error of the three operations of a kernel, in any order.
 RELATIVE_ERROR = 2.0**-23
 FINEST_CHANGE, MOST_CHANGES = 2.0**-14, 1024
-# With integers of 9 bits, 512 of the largest are summed in float32's 24 bits.
-SUMMED_MANTISSA_BITS = 6
+# With integers of 8 bits, 1,024 of the largest are summed in float32's 24 bits; of fewer, more bits where a step of six
+# has ties.
+SUMMED_MANTISSA_BITS = (6, 7, 8)
+WIDEST = 1.06
 # Scale initializers of ONNX Runtime's quantiser: the tensor's name and this.
 STEP_SUFFIX = "_scale"
 ROUNDS = 4
@@ -154,13 +156,14 @@ def portable_steps(model: onnx.ModelProto) -> dict[str, float]:
 
 
 def _candidates(step: float, summed: bool) -> Iterator[float]:
-    """Yield steps from ``step`` on, as float32 has them; for sums, those of few mantissa bits."""
+    """Yield steps from ``step`` on, as float32 has them; for sums, those of few mantissa bits, the fewest first."""
     if not summed:
         yield from (float(np.float32(step * (1 + change * FINEST_CHANGE))) for change in range(MOST_CHANGES))
         return
-    unit = 2.0 ** (math.frexp(step)[1] - SUMMED_MANTISSA_BITS)
-    first = math.ceil(step / unit * (1 - LAST_BITS))
-    yield from (number * unit for number in range(first, first + 4))
+    for bits in SUMMED_MANTISSA_BITS:
+        unit = 2.0 ** (math.frexp(step)[1] - bits)
+        first, last = math.ceil(step / unit * (1 - LAST_BITS)), math.floor(step / unit * WIDEST)
+        yield from (number * unit for number in range(first, max(first, last) + 1))
 
 
 def has_ties(layer: FloatLayer, input_steps: Sequence[float], step: float) -> bool:

@@ -27,6 +27,19 @@ from pipeline.quantisation.shape_operators import Attributes
 
 MULTIPLYING = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 PAIR = ("QuantizeLinear", "DequantizeLinear")
+# What moves values about without arithmetic.
+MOVING = (
+    "Concat",
+    "Slice",
+    "Split",
+    "Transpose",
+    "Reshape",
+    "Squeeze",
+    "Unsqueeze",
+    "Flatten",
+    "Gather",
+    "MaxPool",
+)
 # What ONNX Runtime's quantiser appends to the name of an initializer that it stores as integers.
 STORED_SUFFIX = "_quantized"
 
@@ -91,6 +104,7 @@ class QuantisedGraph(nn.Module):
         stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
         reading = _Reading(model, stored, floats)
         self.step_names = tuple(reading.steps)
+        self._shared = _shared_steps(model, stored)
         self.roundings, self.weight_of, self.bias_of = reading.roundings, reading.weights, reading.biases
         self.weights = nn.ParameterDict(
             {
@@ -99,7 +113,11 @@ class QuantisedGraph(nn.Module):
             }
         )
         self.log_steps = nn.ParameterDict(
-            {key(name): nn.Parameter(torch.from_numpy(stored[name].copy()).log()) for name in reading.steps}
+            {
+                key(name): nn.Parameter(torch.from_numpy(stored[name].copy()).log())
+                for name in reading.steps
+                if name not in self._shared
+            }
         )
         self._constants: dict[str, Tensor] = {}
         self._buffer_names: dict[str, str] = {}
@@ -115,7 +133,11 @@ class QuantisedGraph(nn.Module):
 
     def step(self, name: str) -> Tensor:
         """Return a trained step by the name of its initializer."""
-        found: Tensor = self.log_steps[key(name)].exp()
+        return self.log_step(name).exp()
+
+    def log_step(self, name: str) -> nn.Parameter:
+        """Return what is trained of a step: its logarithm, one for several steps that are shared."""
+        found: nn.Parameter = self.log_steps[key(self._shared.get(name, name))]
         return found
 
     def forward(self, log_mel: Float[Tensor, "batch 1 mels time"]) -> Float[Tensor, "batch dim"]:
@@ -169,6 +191,37 @@ def key(name: str) -> str:
 def is_weight(reader: onnx.NodeProto, place: int) -> bool:
     """Whether a stored tensor is read as the weight of a multiplying layer, not as a bias or a constant."""
     return reader.op_type in MULTIPLYING and place < 2
+
+
+def _shared_steps(model: onnx.ModelProto, stored: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Return step to the step that stands for it: tensors that are only moved, with equal integers before and after.
+
+    Trained apart, their integers would have to be converted, which costs time and a rounding.
+    """
+    made_by = {name: node for node in model.graph.node for name in node.output}
+    stands_for: dict[str, str] = {}
+
+    def first(name: str) -> str:
+        while name in stands_for:
+            name = stands_for[name]
+        return name
+
+    for node in model.graph.node:
+        mover = made_by.get(node.input[0]) if node.op_type == "QuantizeLinear" else None
+        if mover is None or mover.op_type not in MOVING:
+            continue
+        for name in mover.input if mover.op_type == "Concat" else mover.input[:1]:
+            source = made_by.get(name)
+            if source is None or source.op_type != "DequantizeLinear" or source.input[0] in stored:
+                continue
+            equal = all(
+                np.array_equal(stored[one], stored[other])
+                for one, other in zip(node.input[1:], source.input[1:], strict=True)
+            )
+            one, other = first(source.input[1]), first(node.input[1])
+            if equal and one != other:
+                stands_for[other] = one
+    return {name: first(name) for name in stands_for}
 
 
 def _plan(nodes: list[Node], output: str) -> list[Node]:

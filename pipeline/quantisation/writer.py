@@ -27,7 +27,7 @@ def portable_model(template: onnx.ModelProto, graph: QuantisedGraph) -> onnx.Mod
     for _ in range(portable_steps.ROUNDS):
         wanted = portable_steps.portable_steps(model)
         for name, step in wanted.items():
-            graph.log_steps[key(name)].fill_(math.log(step))
+            graph.log_step(name).fill_(math.log(step))
         if not wanted:
             break
         model = signed_model(template, graph)

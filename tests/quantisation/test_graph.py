@@ -132,7 +132,7 @@ def test_trained_numbers_are_the_files_numbers(start: Start) -> None:
     found, before = initializers(writer.signed_model(start.model, graph)), initializers(start.model)
     assert len(graph.step_names) > 10
     for name in graph.step_names:
-        np.testing.assert_array_equal(found[name], graph.log_steps[key(name)].detach().exp().numpy())
+        np.testing.assert_array_equal(found[name], graph.step(name).detach().numpy())
         assert (found[name] != before[name]).any()
     for name, weight in graph.weight_of.items():
         step = found[weight.rounding.step]
@@ -225,3 +225,47 @@ def test_a_file_that_is_quantised_in_another_way_is_refused(start: Start) -> Non
 def test_a_weight_without_its_float_form_is_named(start: Start) -> None:
     with pytest.raises(OssicleError, match="float graph has no"):
         QuantisedGraph(start.model, {})
+
+
+def test_a_tensor_that_is_only_moved_keeps_one_step(tmp_path: Path) -> None:
+    """Two halves change places and keep their integers; trained apart, each would be converted to the other's step."""
+
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(4)
+            self.first, self.last = nn.Conv2d(1, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1)
+
+        def forward(self, log_mel: Tensor) -> Tensor:
+            hidden = self.first((log_mel - tiny.MEAN) / tiny.STD)
+            hidden = self.last(torch.cat([hidden[:, 4:], hidden[:, :4]], dim=1))
+            return hidden.mean(dim=(2, 3))
+
+    log_mels = tiny.log_mels(ROWS)[:, None]
+    export_student(Shifted().eval(), tmp_path / "fp32.onnx", metadata=tiny.metadata())
+    calibrated = calibrate(tmp_path / "fp32.onnx", tmp_path, log_mels, ExportConfig())
+    write_quantised(calibrated, tmp_path / "s8s8.onnx", "s8s8", "all")
+    model = onnx.load(str(tmp_path / "s8s8.onnx"))
+    floats = {t.name: numpy_helper.to_array(t) for t in onnx.load(str(calibrated.model)).graph.initializer}
+    graph = QuantisedGraph(model, floats).eval()
+    made_by = {name: node for node in model.graph.node for name in node.output}
+    concat = next(node for node in model.graph.node if node.op_type == "Concat")
+    after = next(node for node in model.graph.node if node.input and node.input[0] == concat.output[0])
+    steps = {after.input[1], *(made_by[name].input[1] for name in concat.input)}
+    assert len(steps) > 1
+    assert len({id(graph.log_step(name)) for name in steps}) == 1
+    others = set(graph.step_names) - steps
+    assert all(id(graph.log_step(name)) != id(graph.log_step(after.input[1])) for name in others)
+    found = initializers(writer.signed_model(model, moved(graph)))
+    assert len({found[name].item() for name in steps}) == 1
+    got = run_session(
+        open_session(save(writer.signed_model(model, graph), tmp_path / "moved.onnx")), log_mels
+    )
+    assert np.abs(got - in_torch(graph, log_mels)).max() <= 1e-5 * np.abs(got).max() + last_mean_step(found)
+
+
+def last_mean_step(found: dict[str, np.ndarray]) -> float:
+    """Return the largest step of a tensor: more than one integer of it is worth in a mean."""
+    return max(
+        float(value.item()) for name, value in found.items() if name.endswith("_scale") and value.size == 1
+    )
