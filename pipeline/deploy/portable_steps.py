@@ -29,9 +29,9 @@ ROUNDED_IN_FLOAT, SUMMED = ("Mul", "Add"), ("ReduceMean", "ReduceSum")
 # Of the magnitudes that are added: float32's error of the three operations of a kernel, in any order.
 RELATIVE_ERROR = 2.0**-23
 FINEST_CHANGE, MOST_CHANGES = 2.0**-14, 1024
-# With integers of 8 bits, 1,024 of the largest are summed in float32's 24 bits; of fewer, more bits where a step of six
-# has ties.
-SUMMED_MANTISSA_BITS = (6, 7, 8)
+# With integers of 8 bits, 1,024 of the largest are summed in float32's 24 bits; fewer where every step of six bits has
+# ties, but the values that are averaged are mostly far from the largest.
+SUMMED_MANTISSA_BITS = range(6, 11)
 WIDEST = 1.06
 # Scale initializers of ONNX Runtime's quantiser: the tensor's name and this.
 STEP_SUFFIX = "_scale"
