@@ -147,11 +147,14 @@ def portable_steps(model: onnx.ModelProto) -> dict[str, float]:
     # In the graph's order: what a layer takes is settled before what it gives.
     for name in [*layers, *(step for step in summed if step not in layers)]:
         layer, step = layers.get(name), now(name)
-        for candidate in _candidates(step, name in summed):
-            if layer is None or not has_ties(layer, [now(one.step) for one in layer.inputs], candidate):
-                if candidate != step:
-                    found[name] = candidate
-                break
+        candidates = list(_candidates(step, name in summed))
+        inputs = [] if layer is None else [now(one.step) for one in layer.inputs]
+        # Where none is without ties, a sum is exact all the same, or the step stays.
+        best = next(
+            (one for one in candidates if layer is None or not has_ties(layer, inputs, one)), candidates[0]
+        )
+        if best != step:
+            found[name] = best
     return found
 
 

@@ -124,8 +124,8 @@ def test_what_is_left_alone_rounds_alike_already() -> None:
 def test_what_is_summed_has_a_short_step_without_ties(kind: str, number: int) -> None:
     """A trained CP-Mobile's last sum had ties at each step of six bits, and kept a long one."""
     random = np.random.default_rng(number)
-    first, second = (float(step) for step in random.uniform(0.004, 0.1, 2))
-    steps = ((first, -128), (second, int(random.integers(-128, 128))), (first + second, -120))
+    first, second, share = (float(step) for step in random.uniform((0.004, 0.004, 0.5), (0.1, 0.1, 1.0)))
+    steps = ((first, -128), (second, int(random.integers(-128, 128))), (share * (first + second), -120))
     model = layer(kind, steps)
     mean = helper.make_node("ReduceMean", ["out_dq", "axes"], ["mean"], "mean", keepdims=0)
     model.graph.node.append(mean)
@@ -135,7 +135,7 @@ def test_what_is_summed_has_a_short_step_without_ties(kind: str, number: int) ->
     fused, apart = (rounded(kind, model, zeros, fused) for fused in (True, False))
     assert np.array_equal(fused, apart)
     mantissa, _ = np.frexp(np.float64(step_of(model, "out")))
-    assert (mantissa * 2**10) % 1 == 0
+    assert (mantissa * 2**11) % 1 == 0
 
 
 def means(width: int) -> Callable[[Path], Path]:
