@@ -31,7 +31,7 @@ RELATIVE_ERROR = 2.0**-23
 FINEST_CHANGE, MOST_CHANGES = 2.0**-14, 1024
 # With integers of 8 bits, 1,024 of the largest are summed in float32's 24 bits; fewer where every step of six bits has
 # ties, but the values that are averaged are mostly far from the largest.
-SUMMED_MANTISSA_BITS = range(6, 11)
+SUMMED_MANTISSA_BITS = range(6, 12)
 WIDEST = 1.06
 # Scale initializers of ONNX Runtime's quantiser: the tensor's name and this.
 STEP_SUFFIX = "_scale"
@@ -185,7 +185,13 @@ def has_ties(layer: FloatLayer, input_steps: Sequence[float], step: float) -> bo
         magnitude = np.abs(value)
     else:
         value = np.add.outer(first, second)
-        magnitude = np.add.outer(np.abs(first), np.abs(second))
+        # The kernel takes the zero points off the sum, not off each integer.
+        magnitude = np.add.outer(
+            *(
+                ratio * (np.abs(levels.integers + float(levels.zero)) + abs(float(levels.zero)))
+                for ratio, levels in zip((one / step for one in input_steps), layer.inputs, strict=True)
+            )
+        )
     value = value + float(zero)
     limits = np.iinfo(zero.dtype)
     inside = (value > float(limits.min)) & (value < float(limits.max))
