@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import numpy_helper
+from torch import nn
 
 from pipeline import artifact
 from pipeline.config import ExportConfig
@@ -80,13 +81,14 @@ def _float_graph(
 ) -> Path:
     """Write the float graph, and the deploy form where the student has one; return what int8 is made from."""
     metadata = ExportMetadata(description.frontend, student=description.student.name)
+    written: nn.Module = student
     if config.classifier:
-        whole = WithClassifier(student, read_classifier(run, student.embedding_dim)[0]).eval()
-        export_student(whole, folder / FLOAT, metadata=metadata, opset=config.opset)
-        return folder / FLOAT
-    export_student(student, folder / FLOAT, metadata=metadata, opset=config.opset)
-    inputs = log_mel_inputs(rows.held_out)
-    rewritten = config.deploy_form and write_deploy_form(
-        student, folder / DEPLOY, inputs, metadata=metadata, opset=config.opset, tolerance=config.parity_atol
-    )
-    return folder / DEPLOY if rewritten else folder / FLOAT
+        written = WithClassifier(student, read_classifier(run, student.embedding_dim)[0]).eval()
+    export_student(written, folder / FLOAT, metadata=metadata, opset=config.opset)
+    rewritten = None
+    if config.deploy_form and not config.classifier:
+        rewritten = write_deploy_form(
+            student, folder / DEPLOY, log_mel_inputs(rows.held_out), metadata=metadata, opset=config.opset,
+            tolerance=config.parity_atol,
+        )  # fmt: skip
+    return folder / FLOAT if rewritten is None else folder / DEPLOY

@@ -9,7 +9,6 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from torch import Tensor
 
 from pipeline.config import ExportConfig, LogMelConfig, StudentConfig
 from pipeline.deploy.deploy_form import write_deploy_form
@@ -20,19 +19,12 @@ from pipeline.deploy.metadata import ExportMetadata
 from pipeline.deploy.sessions import open_session, run_session
 from pipeline.measure.graph_profile import executed_graph
 from pipeline.measure.int8_share import share_of
-from pipeline.students.checker import Clips, measure_statistics
+from pipeline.students.checker import measure_statistics
 from pipeline.students.normalised import NormalisedStudent
 from pipeline.students.registry import build_student
+from tests.deploy.raw_clips import MEAN, MELS, STD, RawClips
 
-MELS, MEAN, STD = 32, -8.25, 3.5
 METADATA = ExportMetadata(LogMelConfig(mels=MELS), student="micronet_m0", mean=MEAN, std=STD)
-
-
-class RawClips(Clips):
-    """Dummy clips in the frontend's unit."""
-
-    def __call__(self, batch: int = 8, frames: int = 64) -> Tensor:
-        return super().__call__(batch, frames) * STD + MEAN
 
 
 def _clips(batch: int, frames: int) -> np.ndarray:

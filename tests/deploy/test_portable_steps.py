@@ -28,7 +28,7 @@ STEPS = [
 ]
 
 
-def layer(kind: str, steps: tuple[tuple[float, int], ...], path: Path | None = None) -> onnx.ModelProto:
+def layer(kind: str, steps: tuple[tuple[float, int], ...]) -> onnx.ModelProto:
     """A Q/DQ product or sum of two inputs."""
     floats, stored, nodes = TensorProto.FLOAT, [], []
     for name, (step, zero) in zip(("a", "b", "out"), steps, strict=True):

@@ -16,19 +16,11 @@ from pipeline.deploy.fidelity import embed_rows
 from pipeline.deploy.parity import centred_cosine
 from pipeline.quantisation import start
 from pipeline.quantisation.graph import QuantisedGraph
-from pipeline.students.checker import Clips, measure_statistics
+from pipeline.students.checker import measure_statistics
 from pipeline.students.normalised import NormalisedStudent
 from pipeline.students.registry import build_student
 from pipeline.students.saved import load_student, read_description, save_student
-
-MELS, MEAN, STD = 32, -8.25, 3.5
-
-
-class RawClips(Clips):
-    """Dummy clips in the frontend's unit."""
-
-    def __call__(self, batch: int = 8, frames: int = 64) -> torch.Tensor:
-        return super().__call__(batch, frames) * STD + MEAN
+from tests.deploy.raw_clips import MEAN, MELS, STD, RawClips
 
 
 @pytest.fixture(scope="module")
